@@ -1,0 +1,11 @@
+"""Methods that can be added to any training: one family a folder, one method a file."""
+
+from typing import TYPE_CHECKING
+
+from lightning_cl._lazy import lazy
+
+if TYPE_CHECKING:
+    from lightning_cl.callbacks.regularization.ewc import EWC as EWC
+    from lightning_cl.callbacks.replay.replay import Replay as Replay
+
+__getattr__, __dir__ = lazy(__name__, {"EWC": "regularization.ewc", "Replay": "replay.replay"})

@@ -1,0 +1,1 @@
+"""Regularization: hold the weights, or the outputs, that earlier experiences need."""

@@ -1,0 +1,35 @@
+"""Continual learning as PyTorch Lightning plugins: callbacks, streams and methods for trainers you already have."""
+
+from typing import TYPE_CHECKING
+
+from lightning_cl._lazy import lazy
+
+if TYPE_CHECKING:
+    from lightning_cl.callback import ContinualCallback as ContinualCallback
+    from lightning_cl.checkpoint import CheckpointError as CheckpointError
+    from lightning_cl.logger import RunLogger as RunLogger
+    from lightning_cl.memory import Memory as Memory
+    from lightning_cl.metrics import AccuracyMatrix as AccuracyMatrix
+    from lightning_cl.run import StreamResult as StreamResult
+    from lightning_cl.run import fit_stream as fit_stream
+    from lightning_cl.stream import ClassStream as ClassStream
+    from lightning_cl.stream import Experience as Experience
+    from lightning_cl.stream import StreamDataModule as StreamDataModule
+    from lightning_cl.stream import TensorData as TensorData
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "AccuracyMatrix": "metrics",
+        "CheckpointError": "checkpoint",
+        "ClassStream": "stream",
+        "ContinualCallback": "callback",
+        "Experience": "stream",
+        "Memory": "memory",
+        "RunLogger": "logger",
+        "StreamDataModule": "stream",
+        "StreamResult": "run",
+        "TensorData": "stream",
+        "fit_stream": "run",
+    },
+)

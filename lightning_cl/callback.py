@@ -1,0 +1,297 @@
+"""The base of every method that is a callback: the five ways to touch a training that is not ours."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_cl.stream import StreamDataModule
+
+Unpack = Callable[[Any], tuple[Tensor, Tensor]]
+
+INPUT_KEYS = ("x", "input", "inputs", "image", "images", "pixel_values")
+TARGET_KEYS = ("y", "target", "targets", "label", "labels")
+
+
+class ContinualCallback(Callback):
+    """A callback that works on any LightningModule and any Trainer, alone or among others of its kind.
+
+    A method overrides what it needs of:
+
+    ============================ ======================================================================================
+    gradient                     Lightning's own ``on_before_optimizer_step``: unscaled, reduced over ranks, once per
+                                 optimizer step, before clipping
+    loss                         :meth:`extra_loss`: added to the loss that ``training_step`` returns
+    batch                        Lightning's own ``on_train_batch_start``, with :func:`replace_columns`
+    weights                      :meth:`after_optimizer_step`: after each true step, not after one the scaler skipped
+    test time                    ``adapts_at_test_time = True``: gradients can be enabled in test and predict loops
+    ============================ ======================================================================================
+
+    and of :meth:`check` (before training), :meth:`start` (before the first batch of a fit) and :meth:`consolidate`
+    (at the end of each experience). What training changes belongs into ``state_dict``, as tensors, numbers and strings.
+
+    Two callbacks of one kind may stand in one trainer if their arguments differ.
+    """
+
+    adapts_at_test_time: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self._first_epoch: int | None = None
+        self._step_hooks: list[Any] = []
+
+    # -- what a method overrides ----------------------------------------------------------------------------------
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise an error that names the argument to change if the callback cannot serve this trainer and module."""
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare for training; also called when a fit goes on from a checkpoint, whose state arrives on the CPU."""
+
+    def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do what the method does at the end of an experience: the module is on its device in its final state."""
+
+    def extra_loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any, outputs: Any) -> Tensor:
+        """Return a scalar that is added to the loss of each batch; ``outputs`` is what ``training_step`` returned.
+
+        Runs inside the forward of DDP and under the trainer's precision. Unlike the loss in ``outputs`` it is not
+        divided by anything: Lightning divides the sum by ``accumulate_grad_batches``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `extra_loss`.")
+
+    def after_optimizer_step(self, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Change weights after each step that the optimizer truly made."""
+        raise NotImplementedError(f"{type(self).__name__} has no `after_optimizer_step`.")
+
+    def epoch_of_experience(self, trainer: Trainer) -> int:
+        """The epoch counted from the start of the current experience, also after a resume."""
+        assert self._first_epoch is not None
+        return trainer.current_epoch - self._first_epoch
+
+    # -- how it is wired --------------------------------------------------------------------------------------------
+
+    def _has(self, method: str) -> bool:
+        return getattr(type(self), method) is not getattr(ContinualCallback, method)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" or self.adapts_at_test_time:
+            self.check(trainer, pl_module)
+        if self.adapts_at_test_time:
+            trainer.test_loop.inference_mode = trainer.predict_loop.inference_mode = False
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._first_epoch is None:
+            self._first_epoch = trainer.current_epoch
+        if self._has("extra_loss"):
+            _LossTerms.install(trainer, pl_module)
+        if self._has("after_optimizer_step"):
+            for optimizer in trainer.optimizers:
+                self._step_hooks.append(
+                    optimizer.register_step_post_hook(lambda opt, *_: self.after_optimizer_step(pl_module, opt))
+                )
+        self.start(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.consolidate(trainer, pl_module)
+        self._first_epoch = None
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release(pl_module)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._release(pl_module)
+
+    def _release(self, pl_module: LightningModule) -> None:
+        _LossTerms.remove(pl_module)
+        while self._step_hooks:
+            self._step_hooks.pop().remove()
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """What the callback was made with, as text."""
+        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: getattr(value, "__qualname__", None) or repr(value) for name, value in values.items()}
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(**self.arguments)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"first_epoch": self._first_epoch}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first_epoch = state_dict["first_epoch"]
+
+
+class _LossTerms:
+    """Stands in for ``training_step`` during a fit and adds the ``extra_loss`` of every callback that has one."""
+
+    def __init__(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.trainer = trainer
+        self.pl_module = pl_module
+        self.training_step = pl_module.training_step  # the class's method, or what torch.compile made of it
+        self.was_compiled = "training_step" in vars(pl_module)
+
+    @classmethod
+    def install(cls, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(vars(pl_module).get("training_step"), cls):
+            pl_module.training_step = cls(trainer, pl_module)  # type: ignore[method-assign]
+
+    @classmethod
+    def remove(cls, pl_module: LightningModule) -> None:
+        installed = vars(pl_module).get("training_step")
+        if isinstance(installed, cls):
+            del pl_module.training_step
+            if installed.was_compiled:
+                pl_module.training_step = installed.training_step  # type: ignore[method-assign]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = self.training_step(*args, **kwargs)
+        if outputs is None:
+            return None
+        batch = kwargs["batch"] if "batch" in kwargs else args[0]
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ContinualCallback) and callback._has("extra_loss"):
+                loss = loss + callback.extra_loss(self.trainer, self.pl_module, batch, outputs)
+        return {**outputs, "loss": loss} if isinstance(outputs, Mapping) else loss
+
+
+# -- batches ------------------------------------------------------------------------------------------------------------
+
+
+def unpack_batch(batch: Any) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels of a batch ``(x, y)``, ``(x, y, task)`` or a dict with the usual keys.
+
+    Raises:
+        TypeError: If the batch is of another form.
+
+    Example:
+        >>> unpack_batch({"image": torch.ones(2), "label": torch.zeros(2)})
+        (tensor([1., 1.]), tensor([0., 0.]))
+    """
+    if isinstance(batch, list | tuple) and len(batch) >= 2:
+        return batch[0], batch[1]
+    if isinstance(batch, Mapping):
+        x = next((batch[key] for key in INPUT_KEYS if key in batch), None)
+        y = next((batch[key] for key in TARGET_KEYS if key in batch), None)
+        if x is not None and y is not None:
+            return x, y
+    form = f"a dict with the keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+    raise TypeError(
+        f"A batch must be (x, y), (x, y, task) or a dict with inputs under one of {INPUT_KEYS} and labels under one of "
+        f"{TARGET_KEYS}, got {form}: pass `unpack`, a function from your batch to (x, y), or change your `collate_fn`."
+    )
+
+
+def columns_of(batch: Any, owner: str) -> dict[str, Tensor]:
+    """Return the tensors of a batch that can be changed in place, by name or position.
+
+    Args:
+        batch: A list or dict of tensors.
+        owner: Who asks, for the error.
+
+    Raises:
+        TypeError: If the batch is a tuple, or holds something that is not a tensor with a first dimension.
+    """
+    if isinstance(batch, tuple):
+        raise TypeError(
+            f"{owner} changes the batch in place, which a tuple does not allow: let the `collate_fn` of your data loader "
+            "return a list or a dict (torch's default_collate does, for samples that are tuples)."
+        )
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(batch, list):
+        items = enumerate(batch)
+    elif isinstance(batch, MutableMapping):
+        items = batch.items()
+    else:
+        raise TypeError(f"{owner} needs a batch that is a list or a dict of tensors, got a {type(batch).__name__}.")
+    columns = {str(key): value for key, value in items}
+    for key, value in columns.items():
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            raise TypeError(
+                f"{owner} needs a tensor with one row per sample in each column of the batch, got a "
+                f"{type(value).__name__} in column {key}: leave it out in your `collate_fn`."
+            )
+    return columns
+
+
+def replace_columns(batch: Any, columns: Mapping[str, Tensor]) -> None:
+    """Put ``columns`` (as named by :func:`columns_of`) into the batch that ``training_step`` will get.
+
+    Example:
+        >>> batch = [torch.zeros(1), torch.ones(1)]
+        >>> replace_columns(batch, {"0": torch.zeros(2)})
+        >>> batch
+        [tensor([0., 0.]), tensor([1.])]
+    """
+    for key, value in columns.items():
+        batch[int(key) if isinstance(batch, list) else key] = value
+
+
+# -- passes over the data at the end of an experience ---------------------------------------------------------------------
+
+
+def statistics_batches(trainer: Trainer) -> Iterator[Any]:
+    """Yield the training data of the current experience, on the device, as deterministic as the data allows.
+
+    With a :class:`StreamDataModule` every sample comes exactly once, on one rank, without augmentation. With other
+    data it is one pass over the training loader as it is (what it augments, drops or repeats stays so).
+    """
+    data = getattr(trainer, "datamodule", None)
+    plain: AbstractContextManager[None] = nullcontext()
+    if isinstance(data, StreamDataModule):
+        loader: Iterable[Any] = data.statistics_dataloader()
+        plain = data.without_augmentation()
+    else:
+        assert trainer.train_dataloader is not None
+        loader = trainer.train_dataloader
+    with plain:
+        for batch in loader:
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+            yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
+    """Add up a tensor over all processes (a collective: every rank must call it)."""
+    total = trainer.strategy.reduce(value, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total
+
+
+def gather_rows(trainer: Trainer, rows: Tensor) -> Tensor:
+    """Concatenate ``(n_r, *)`` of all ranks in rank order; the ``n_r`` may differ (a collective)."""
+    if trainer.world_size == 1:
+        return rows
+    device = trainer.strategy.root_device
+    counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(trainer.world_size)]
+    torch.distributed.all_gather(counts, torch.tensor([len(rows)], device=device))
+    longest = int(max(counts))
+    padded = torch.zeros((longest, *rows.shape[1:]), dtype=rows.dtype, device=device)
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    torch.distributed.all_gather(parts, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)]).to(rows.device)
+
+
+def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
+    """Return ``value`` of every rank, in rank order (a collective)."""
+    if trainer.world_size == 1:
+        return [value]
+    gathered: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered

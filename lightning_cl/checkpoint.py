@@ -1,0 +1,143 @@
+"""Checkpoints: written atomically, found again after a kill, and read only by the run that they belong to."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from typing_extensions import override
+
+RUN_STATE = "lightning_cl.StreamRun"
+"""Key of the run's state among the callbacks' states of a checkpoint."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used here; the message says why and what to do."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint to a temporary file in the same folder, then rename it: whole, or not there at all."""
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of a process that was killed while it wrote a checkpoint."""
+    for leftover in folder.glob(".*.ckpt.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def link_atomic(target: Path, link: Path) -> None:
+    """Let the symbolic link ``link`` point to ``target``, without a moment in which it is missing."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, link.parent))
+    os.replace(temporary, link)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of a stream run; large tensors stay on disk until they are used.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is truncated or not a checkpoint of :func:`lightning_cl.fit_stream`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"`ckpt_path`: there is no checkpoint {str(path)!r}.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"`ckpt_path`: {str(path)!r} cannot be read ({_first_line(error)}): it is truncated, or no checkpoint. "
+            "Give another file, or 'last' for the newest whole one of the run."
+        ) from error
+    if not isinstance(checkpoint, dict) or RUN_STATE not in checkpoint.get("callbacks", {}):
+        raise CheckpointError(
+            f"`ckpt_path`: {str(path)!r} was not written by `fit_stream` and holds no position in a stream. To start a "
+            "stream from its weights, load them into the module: "
+            "`module.load_state_dict(torch.load(path, weights_only=True)['state_dict'])`."
+        )
+    return checkpoint
+
+
+def find_last(folders: Iterable[Path]) -> Path | None:
+    """Return the checkpoint that is furthest in the stream, among all in ``folders`` (not in their subfolders).
+
+    A file that cannot be read is named in a warning and passed over.
+    """
+    best: tuple[tuple[int, int, int], Path] | None = None
+    for path in sorted({file.resolve() for folder in folders for file in folder.glob("*.ckpt")}):
+        try:
+            checkpoint = read_checkpoint(path)
+        except CheckpointError as error:
+            rank_zero_warn(str(error))
+            continue
+        state = checkpoint["callbacks"][RUN_STATE]
+        progress = (int(state["finished"]), int(checkpoint["global_step"]), int(state["consolidated"]))
+        if best is None or progress >= best[0]:
+            best = (progress, path)
+    return best and best[1]
+
+
+def check_state(
+    state: dict[str, Any], shape: dict[str, Any], world_size: int, callbacks: dict[str, Any], saved: Iterable[str]
+) -> None:
+    """Refuse a checkpoint of another stream, another number of processes or other callbacks.
+
+    Args:
+        state: The run's state in the checkpoint.
+        shape: ``stream.shape()`` of this run.
+        world_size: Number of processes of this run.
+        callbacks: State keys of this run's stateful callbacks, with their arguments.
+        saved: State keys in the checkpoint.
+
+    Raises:
+        CheckpointError: Names the first thing that differs, with both values.
+    """
+    for name, here in shape.items():
+        there = state["shape"].get(name)
+        if there != here:
+            raise CheckpointError(
+                f"The checkpoint belongs to another stream: `{name}` was {there} and is {here} now. Resume with the "
+                "arguments that the run was started with (its config.yaml), or start a new run."
+            )
+    if state["world_size"] != world_size:
+        raise CheckpointError(
+            f"The checkpoint was written by {state['world_size']} process(es) and this run has {world_size}: the order of "
+            "samples and what each process holds differ. Set `devices` and `num_nodes` as they were."
+        )
+    saved = list(saved)
+    for key, arguments in callbacks.items():
+        if key not in saved:
+            kind = key.split("{")[0]
+            others = [other[len(kind) :] for other in saved if re.match(rf"{re.escape(kind)}(\{{|$)", other)]
+            was = f"with {kind}{' and '.join(others)}" if others else f"without {kind}"
+            raise CheckpointError(
+                f"The checkpoint was written {was}, and this run has {kind}{arguments}: resume with the same callbacks and "
+                "arguments, or start a new run."
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"

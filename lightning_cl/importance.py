@@ -1,0 +1,422 @@
+r"""Diagonal Fisher importance: how strongly each parameter moves the log-likelihood of the data.
+
+:func:`squared_scores` squares the gradient of *each sample*, yet costs little more than an ordinary forward and
+backward pass. What a sample adds to the gradient of a layer is a product of the layer's input and of the gradient of its
+output, and hooks see both for the whole batch; ``_RULES`` says how to sum the squares, layer type by layer type. The
+autograd graph tells which parameters are used in another way: without a rule, tied, more than once, or directly. These
+go through :func:`torch.func.vmap`, or sample by sample if that cannot trace the model.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Estimator: TypeAlias = Literal["exact", "sampled", "empirical", "predicted", "batch_mean", "batch_scaled"]
+
+
+def squared_scores(
+    model: nn.Module,
+    batches: Iterable[Sequence[Any]],
+    estimator: Estimator = "empirical",
+    *,
+    parameters: Collection[str] | None = None,
+    logits: Callable[[Any], Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+) -> tuple[dict[str, Tensor], int]:
+    r"""Sum the squared scores of a classifier over a data set, for a diagonal Fisher estimate.
+
+    Let :math:`g_n(c) = \nabla_\theta \log p(c \mid x_n)` be the score of class :math:`c` on sample :math:`n \le N`, whose
+    label is :math:`y_n`, and :math:`\bar g_k` the mean of :math:`g_n(y_n)` over batch :math:`k \le K` of size :math:`B_k`.
+
+    ================  ==============================================================  ===========
+    estimator         sum                                                             count
+    ================  ==============================================================  ===========
+    ``exact``         :math:`\sum_n \sum_c p(c \mid x_n) g_n(c)^2`                    :math:`N`
+    ``sampled``       :math:`\sum_n g_n(c_n)^2`, :math:`c_n \sim p(\cdot \mid x_n)`   :math:`N`
+    ``empirical``     :math:`\sum_n g_n(y_n)^2`                                       :math:`N`
+    ``predicted``     :math:`\sum_n g_n(\arg\max_c p(c \mid x_n))^2`                  :math:`N`
+    ``batch_mean``    :math:`\sum_k \bar g_k^2`                                       :math:`K`
+    ``batch_scaled``  :math:`\sum_k B_k \bar g_k^2`                                   :math:`K`
+    ================  ==============================================================  ===========
+
+    The importance is the sum over the count; processes first add up their sums and their counts and divide once.
+    ``exact`` is the diagonal of the Fisher matrix, at ``C`` backward passes; ``sampled`` estimates it without bias;
+    ``empirical`` vanishes where the model fits its labels. The last two square the gradient of a batch mean, which is not
+    the Fisher matrix but what several code bases do: they depend on the batch size.
+
+    Each sample is scored alone, in eval mode, in at least float32 and without autocast. Modes, parameters, buffers,
+    gradients and torch's random state are left as found, also when an exception is raised.
+
+    Args:
+        model: Maps inputs ``(B, *)`` to logits ``(B, C)``.
+        batches: Inputs ``(B, *)`` on the device of the model and integer labels ``(B,)`` in ``[0, C)``, which ``exact``,
+            ``sampled`` and ``predicted`` do not read. Further elements of a batch are ignored.
+        estimator: See the table.
+        parameters: Names of the parameters to score; ``None`` is every trainable one.
+        logits: Maps what the model returns to logits ``(B, C)``; for instance, picks the classes seen so far.
+        generator: Draws the labels of ``sampled``; ``None`` starts from torch's global random state.
+        chunk_size: How many gradients are held at a time where samples go through ``vmap``; ``None`` is 64 MiB of them.
+
+    Returns:
+        Sums keyed and shaped like ``named_parameters()``, float32 (float64 for float64 parameters), exactly 0 for a
+        parameter that the logits do not depend on; and the count.
+
+    Raises:
+        ValueError: If ``batches`` is empty, the logits are not ``(B, C)``, a label is not in ``[0, C)``, ``estimator`` or
+            one of ``parameters`` is unknown, or reentrant checkpointing hides parameters.
+
+    Warns:
+        UserWarning: Once a call, if the samples are taken one by one because ``vmap`` cannot trace the model.
+
+    Sources:
+        Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017 (the Fisher diagonal);
+        Schwarz et al., "Progress & Compress: A scalable framework for continual learning", ICML 2018 (its running sum).
+
+    Example:
+        >>> sums, count = squared_scores(nn.Linear(2, 3), [(torch.ones(4, 2), torch.tensor([0, 1, 2, 0]))])
+        >>> count, sums["weight"].shape
+        (4, torch.Size([3, 2]))
+        >>> importance = {name: value / count for name, value in sums.items()}
+    """
+    if estimator not in get_args(Estimator):
+        raise ValueError(f"`estimator` must be one of {', '.join(get_args(Estimator))}, got {estimator!r}.")
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    if unknown := sorted(set(parameters or ()).difference(trainable)):
+        raise ValueError(f"`parameters` must name trainable parameters of the model, got {', '.join(unknown)}.")
+    names = [name for name in trainable if parameters is None or name in parameters]
+    scores, count = _Scores(model, names, logits, chunk_size), 0
+    sums = {name: torch.zeros_like(scores.values[name], requires_grad=False) for name in names}
+    with _undisturbed(model):
+        for x, y, *_ in batches:
+            by_batch = estimator in ("batch_mean", "batch_scaled")
+            squares = scores.of_mean(x, y) if by_batch else scores.of_samples(x, y, estimator, generator)
+            for name, value in squares.items():
+                sums[name].add_(value, alpha=len(x) if estimator == "batch_scaled" else 1)
+            count += 1 if by_batch else len(x)
+    if count == 0:
+        raise ValueError("`batches` must hold at least one sample, got none; a used-up iterator has to be made anew.")
+    return sums, count
+
+
+@dataclass
+class _Call:
+    """One call of a layer that has a rule."""
+
+    layer: nn.Module
+    x: Tensor
+    output: GradientEdge  # rather than the tensor: `ReLU(inplace=True)` may overwrite that
+    names: dict[str, str]  # the parameters to score: name in the layer -> name in the model
+
+
+class _Scores:
+    """Squared scores of a model at fixed parameters, in dicts that leave out parameters without influence."""
+
+    def __init__(
+        self, model: nn.Module, names: list[str], logits: Callable[[Any], Tensor] | None, chunk_size: int | None
+    ) -> None:
+        self.model, self.names, self.logits, self.chunk_size = model, names, logits, chunk_size
+        known = {p: name for name, p in model.named_parameters()}  # a tied parameter goes by its first name
+        # Leaves of our own that share the storage: the model's keep their `grad` and `requires_grad`.
+        self.values = {name: _widen(p.detach()).requires_grad_(name in names) for p, name in known.items()}
+        self.buffers = {name: _widen(b).clone() for name, b in model.named_buffers()}
+        self.layers: dict[nn.Module, dict[str, str]] = {}
+        for layer in filter(_has_rule, model.modules()):
+            own = {key: known[p] for key in ("weight", "bias") if (p := layer._parameters.get(key)) is not None}
+            self.layers[layer] = {key: name for key, name in own.items() if name in names}
+        self.trusted: set[str] | None = None  # parameters whose rule was seen to hold
+        self.traceable = True  # by `vmap`, until the contrary is known
+
+    def of_mean(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Square the gradient of the mean over the batch."""
+        log_probs = self._log_probs(self.values, x)
+        target = _targets(log_probs.detach(), y, "empirical", None)[0] / len(x)
+        return {name: score.square() for name, score in self._gradients(self.names, log_probs, target).items()}
+
+    def of_samples(self, x: Tensor, y: Tensor, estimator: Estimator, draw: torch.Generator | None) -> dict[str, Tensor]:
+        """Sum the squared gradients of the samples."""
+        if self.trusted is None and len(x) > 1:
+            self.trusted = self._verified(x[:2])
+        log_probs, calls, reached = self._watched(x)
+        targets = _targets(log_probs.detach(), y, estimator, draw)
+        total: dict[str, Tensor] = {}
+        for i, target in enumerate(targets, start=1):
+            squares = self._by_rule(log_probs, target, calls, reached, last=i == len(targets))
+            if rest := reached - squares.keys():
+                squares |= self._by_sample(rest, x, target)
+            total = {name: value + total[name] if total else value for name, value in squares.items()}
+        return total
+
+    def _log_probs(self, values: dict[str, Tensor], x: Tensor) -> Tensor:
+        output = functional_call(self.model, (values, self.buffers), (_widen(x),))
+        logits = output if self.logits is None else self.logits(output)
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if not isinstance(came, tuple) or len(came) != 2 or came[0] != len(x):
+            raise ValueError(
+                f"`model` must return logits of shape ({len(x)}, C) for {len(x)} inputs, got {came};"
+                " pass `logits` to make them from what it returns."
+            )
+        return F.log_softmax(logits, 1)
+
+    def _gradients(self, names: Collection[str], log_probs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        if not names or not log_probs.requires_grad:
+            return {}
+        found = torch.autograd.grad(log_probs, [self.values[name] for name in names], target, allow_unused=True)
+        return {name: score for name, score in zip(names, found, strict=True) if score is not None}
+
+    def _watched(self, x: Tensor) -> tuple[Tensor, list[_Call], set[str]]:
+        """Run the model; tell also which calls obey their rule, and which parameters have influence."""
+        calls: list[_Call] = []
+        times: Counter[nn.Module] = Counter()
+
+        def note(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            times[layer] += 1
+            axes = 4 if isinstance(layer, nn.Conv2d) else 1 + len(getattr(layer, "normalized_shape", "1"))
+            if (
+                output.requires_grad
+                and output.ndim >= axes
+                and len(args) == 1
+                and len(args[0]) == len(output) == len(x)
+            ):
+                calls.append(_Call(layer, args[0], get_gradient_edge(output), {}))
+
+        with ExitStack() as stack:
+            for layer in self.layers:  # prepended: a hook of the user may replace the output
+                stack.callback(layer.register_forward_hook(note, prepend=True).remove)
+            log_probs = self._log_probs(self.values, x.detach())
+        nodes, uses = _graph(log_probs.grad_fn)
+        # If the layer was called once, in reach of the output, and the parameter is used once, then it is used there.
+        once = {n for n, p in self.values.items() if uses[p] == 1 and (self.trusted is None or n in self.trusted)}
+        for call in calls:
+            if times[call.layer] == 1 and call.output.node in nodes:
+                call.names = {key: name for key, name in self.layers[call.layer].items() if name in once}
+        return log_probs, [call for call in calls if call.names], {n for n, p in self.values.items() if uses[p]}
+
+    def _by_rule(
+        self, log_probs: Tensor, target: Tensor, calls: list[_Call], reached: set[str], last: bool = True
+    ) -> dict[str, Tensor]:
+        squares: dict[str, Tensor] = {}
+
+        def add(call: _Call, delta: Tensor) -> None:
+            with torch.no_grad():
+                weight, bias = _RULES[type(call.layer)](call.layer, call.x, delta)
+            squares.update({name: weight if key == "weight" else bias for key, name in call.names.items()})
+            if last:
+                del call.x  # memory for the rest of the pass
+
+        # A gradient is used where it passes by, and the pass goes on to the first layers and to the parameters without a
+        # rule: every other layer lies on the way to one of these.
+        first = [call for call in calls if not call.x.requires_grad]
+        ends = [get_gradient_edge(self.values[n]) for n in reached.difference(*(call.names.values() for call in calls))]
+        with ExitStack() as stack:
+            for call in calls:
+                if call.x.requires_grad:
+                    hook = lambda deltas, call=call: add(call, deltas[call.output.output_nr])  # noqa: E731
+                    stack.callback(call.output.node.register_prehook(hook).remove)
+            ends = [call.output for call in first] + ends
+            deltas = torch.autograd.grad(log_probs, ends, target, retain_graph=not last) if calls else ()
+        for call, delta in zip(first, deltas, strict=False):
+            add(call, delta)
+        return squares
+
+    def _by_sample(self, names: Collection[str], x: Tensor, target: Tensor) -> dict[str, Tensor]:
+        values = {name: value.detach() for name, value in self.values.items()}
+        chosen = {name: values[name] for name in names}
+
+        def objective(chosen: dict[str, Tensor], x: Tensor, target: Tensor) -> Tensor:
+            return (self._log_probs(values | chosen, x[None]) * target).sum()
+
+        size = self.chunk_size or max(1, 2**24 // sum(value.numel() for value in chosen.values()))
+        total = {name: torch.zeros_like(value) for name, value in chosen.items()}
+        try:
+            for i in range(0, len(x) if self.traceable else 0, size):
+                scores = vmap(grad(objective), (None, 0, 0))(chosen, x[i : i + size], target[i : i + size])
+                for name, value in scores.items():
+                    _add_squares(total[name], value)
+        except (RuntimeError, TypeError, ValueError) as error:
+            self.traceable = False
+            reason = str(error).split("\n")[0]
+            warnings.warn(f"Samples are scored one by one, as `vmap` cannot trace the model: {reason}", stacklevel=4)
+        return total if self.traceable else self._one_by_one(names, x, target)
+
+    def _one_by_one(self, names: Collection[str], x: Tensor, target: Tensor) -> dict[str, Tensor]:
+        total = {name: torch.zeros_like(self.values[name], requires_grad=False) for name in names}
+        for i in range(len(x)):
+            log_probs = self._log_probs(self.values, x[i : i + 1])
+            for name, score in self._gradients(names, log_probs, target[i : i + 1]).items():
+                _add_squares(total[name], score[None])
+        return total
+
+    def _verified(self, x: Tensor) -> set[str]:
+        """Name the parameters whose rule agrees with single samples; it does not if the first axis is not the batch."""
+        log_probs, calls, reached = self._watched(x)
+        target = (
+            torch.linspace(0, 1, log_probs.shape[1]).to(log_probs).expand_as(log_probs)
+        )  # never fitted, unlike labels
+        squares = self._by_rule(log_probs, target, calls, reached)
+        single = self._one_by_one(squares, x, target)
+        return {n for n, value in squares.items() if (value - single[n]).abs().max() <= 0.01 * single[n].max()}
+
+
+def _targets(log_probs: Tensor, y: Tensor, estimator: Estimator, draw: torch.Generator | None) -> list[Tensor]:
+    """Weight the log-probabilities ``(B, C)`` such that the gradient of their sum is what to square."""
+    probs, classes = log_probs.exp(), log_probs.shape[1]
+    if estimator == "exact":
+        return [probs.sqrt() * one_hot for one_hot in torch.eye(classes).to(probs)]
+    if estimator == "sampled":
+        y = torch.multinomial(probs if draw is None else probs.to(draw.device), 1, generator=draw)[:, 0]
+    elif estimator == "predicted":
+        y = probs.argmax(1)
+    elif y.is_floating_point() or y.shape != probs.shape[:1]:
+        came = f"{y.dtype} of shape {tuple(y.shape)}"
+        raise ValueError(
+            f"`batches` must hold integer labels of shape ({len(probs)},), got {came}; convert them first."
+        )
+    elif len(y) and not 0 <= y.min() <= y.max() < classes:
+        came = f"{int(y.min())} to {int(y.max())}"
+        raise ValueError(f"`batches` must hold labels in [0, {classes}), got {came}; map them or widen the head.")
+    return [F.one_hot(y.to(probs.device, torch.long), classes).to(probs)]
+
+
+def _graph(root: Node | None) -> tuple[set[Node], Counter[Tensor]]:
+    """Walk the autograd graph; return its inner nodes and how often each leaf enters it."""
+    nodes: set[Node] = set() if root is None else {root}
+    uses: Counter[Tensor] = Counter()
+    stack = list(nodes)
+    while stack:
+        for node, _ in stack.pop().next_functions:
+            if node is None or node in nodes:
+                continue
+            if node.name() == "torch::autograd::AccumulateGrad":
+                uses[node.variable] += 1  # type: ignore[attr-defined]
+            elif node.name() == "CheckpointFunctionBackward":
+                raise ValueError(
+                    "`model` must show its parameters to autograd; checkpoint it with `use_reentrant=False`."
+                )
+            else:
+                nodes.add(node)
+                stack.append(node)
+    return nodes, uses
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode, gradients on and autocast off in a block; modes and random state come back."""
+    modes = {module: module.training for module in model.modules()}
+    devices = {p.device for p in model.parameters()}
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device for device in devices if device.type == "cuda"]))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in devices:
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def _widen(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+# The rules: from the input and the gradient `delta` of the output, both (B, *), the sums over the batch of the squared
+# gradients of weight and bias.
+
+
+def _linear(layer: nn.Linear, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    if x.ndim == 2:  # the gradient is an outer product, so its square is one too
+        return delta.square().T @ x.square(), delta.square().sum(0)
+    x, delta = x.flatten(1, -2), delta.flatten(1, -2)
+    return _in_chunks(layer.weight, x, delta, lambda x, delta: delta.mT @ x), delta.sum(1).square().sum(0)
+
+
+def _conv2d(layer: nn.Conv2d, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(x: Tensor, delta: Tensor) -> Tensor:  # the samples are groups of a single convolution
+        size, groups = (len(x) * layer.out_channels, *layer.weight.shape[1:]), len(x) * layer.groups
+        x, delta = x.flatten(0, 1)[None], delta.flatten(0, 1)[None]
+        return conv2d_weight(x, size, delta, layer.stride, layer.padding, layer.dilation, groups)  # type: ignore
+
+    return _in_chunks(layer.weight, x, delta, gradients), delta.sum((2, 3)).square().sum(0)
+
+
+def _batch_norm(layer: _BatchNorm, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    mean, var = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
+    return _per_channel(F.batch_norm(x, mean.to(x), var.to(x), eps=layer.eps), delta)
+
+
+def _group_norm(layer: nn.GroupNorm, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    return _per_channel(F.group_norm(x, layer.num_groups, eps=layer.eps), delta)
+
+
+def _per_channel(normed: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    weight, bias = (value.reshape(*value.shape[:2], -1).sum(2) for value in (delta * normed, delta))
+    return weight.square().sum(0), bias.square().sum(0)
+
+
+def _layer_norm(layer: nn.LayerNorm, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    normed = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    weight, bias = (value.reshape(len(x), -1, *layer.normalized_shape).sum(1) for value in (delta * normed, delta))
+    return weight.square().sum(0), bias.square().sum(0)
+
+
+def _embedding(layer: nn.Embedding, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    rows = layer.num_embeddings
+    pairs = x.reshape(len(x), -1) + rows * torch.arange(len(x), device=x.device)[:, None]  # a number per sample and row
+    pairs, index = torch.unique(pairs, return_inverse=True)
+    scores = delta.new_zeros(len(pairs), delta.shape[-1]).index_add_(0, index.flatten(), delta.flatten(0, -2))
+    weight = delta.new_zeros(layer.weight.shape).index_add_(0, pairs % rows, scores.square())
+    if layer.padding_idx is not None:
+        weight[layer.padding_idx] = 0
+    return weight, weight  # there is no bias
+
+
+def _in_chunks(weight: Tensor, x: Tensor, delta: Tensor, gradients: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    total = delta.new_zeros(weight.shape)
+    size = max(1, 2 ** (17 if x.device.type == "cpu" else 26) // weight.numel())  # on a CPU, what stays in the cache
+    for i in range(0, len(x), size):
+        _add_squares(total, gradients(x[i : i + size], delta[i : i + size]).view(-1, *weight.shape))
+    return total
+
+
+def _add_squares(total: Tensor, scores: Tensor) -> None:
+    if len(scores) == 1:
+        total.addcmul_(scores[0], scores[0])  # one pass over the memory instead of three
+    else:
+        total += scores.square().sum(0)
+
+
+_RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv2d,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
+    nn.SyncBatchNorm: _batch_norm,
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.Embedding: _embedding,
+}
+
+
+def _has_rule(layer: nn.Module) -> bool:
+    if type(layer) not in _RULES or "forward" in vars(layer):  # a subclass or a patched layer may compute anything
+        return False
+    if isinstance(layer, nn.Conv2d):
+        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if isinstance(layer, nn.Embedding):
+        return layer.max_norm is None and not layer.scale_grad_by_freq
+    return not isinstance(layer, _BatchNorm) or layer.running_mean is not None

@@ -1,0 +1,136 @@
+"""A classifier over all classes of a stream: the module under fine-tuning, joint training and most callbacks."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_cl.callback import unpack_batch
+from lightning_cl.stream import StreamDataModule
+
+
+class Classifier(LightningModule):
+    """Cross-entropy over a backbone with one head for all classes.
+
+    Without a callback this is fine-tuning, the lower reference line of every comparison; with a stream of
+    ``cumulative: true`` it is joint training, the upper one.
+
+    Args:
+        num_classes: Classes of the whole stream.
+        backbone: Name of a timm model (``lightning_cl.backbones`` adds ``mlp``, ``resnet18_cifar``, ``resnet18_slim``,
+            ``resnet32_cifar``), or a module from inputs ``(B, *)`` to scores ``(B, num_classes)``.
+        input_shape: ``(C, H, W)`` of a sample; told to timm models as ``in_chans`` and, to those that ask for it,
+            ``img_size``.
+        backbone_args: Further arguments of the timm model, e.g. ``{pretrained: true}``.
+        loss_classes: Classes that compete in the loss: ``"all"``, those ``"seen"`` so far, or those of the ``"current"``
+            experience. A label in the batch always competes (replayed samples bring classes of earlier experiences).
+        optimizer: Makes the optimizer of each experience from the parameters.
+        lr_scheduler: Makes its scheduler, stepped once per epoch.
+
+    Example:
+        >>> model = Classifier(num_classes=10, backbone="mlp", input_shape=(1, 8, 8), backbone_args={"hidden": [32]})
+        >>> model(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str | nn.Module = "mlp",
+        input_shape: tuple[int, ...] | None = None,
+        backbone_args: dict[str, Any] | None = None,
+        loss_classes: Literal["all", "seen", "current"] = "all",
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.SGD(parameters, lr=0.05),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        if loss_classes not in ("all", "seen", "current"):
+            raise ValueError(f"`loss_classes` must be 'all', 'seen' or 'current', got {loss_classes!r}.")
+        if isinstance(backbone, str):
+            backbone = _timm_model(backbone, num_classes, input_shape, backbone_args or {})
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.loss_classes = loss_classes
+        self.make_optimizer = optimizer
+        self.make_lr_scheduler = lr_scheduler
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores ``(B, num_classes)`` of inputs ``(B, *input_shape)``."""
+        scores: Tensor = self.backbone(x)
+        return scores
+
+    def loss(self, scores: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy among the classes that ``loss_classes`` admits."""
+        if self.loss_classes != "all":
+            competing = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+            competing[list(self._admitted())] = True
+            competing[y] = True
+            scores = scores.float().masked_fill(~competing, -torch.inf)
+        return F.cross_entropy(scores, y)
+
+    def _admitted(self) -> tuple[int, ...]:
+        stream = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(stream, StreamDataModule):
+            raise ValueError(
+                f"`loss_classes={self.loss_classes!r}` needs a stream that knows its classes: train with a StreamDataModule, "
+                "or set `loss_classes` to 'all'."
+            )
+        return stream.seen_classes if self.loss_classes == "seen" else stream.classes[stream.current]
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = unpack_batch(batch)
+        loss = self.loss(self(x), y)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def _evaluate(self, batch: Any, stage: str) -> dict[str, Tensor]:
+        x, y = unpack_batch(batch)
+        scores = self(x)
+        values = {f"{stage}_loss": F.cross_entropy(scores, y), f"{stage}_acc": (scores.argmax(1) == y).float().mean()}
+        self.log_dict(values, batch_size=len(y), sync_dist=True)  # weighs samples, also over ranks
+        return {"logits": scores}
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate(batch, "val")
+
+    @override
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate(batch, "test")
+
+    @override
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, _ = unpack_batch(batch)
+        scores: Tensor = self(x)
+        return scores.argmax(1)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
+
+
+def _timm_model(name: str, num_classes: int, input_shape: tuple[int, ...] | None, extra: dict[str, Any]) -> nn.Module:
+    """Make a timm model, of ours or timm's own, that fits the samples."""
+    import timm
+
+    import lightning_cl.backbones  # noqa: F401  (registers ours)
+    from lightning_cl.utilities import nearest
+
+    if not timm.is_model(name):
+        raise ValueError(f"`backbone`: timm has no model {name!r}. {nearest(name, timm.list_models())}")
+    arguments: dict[str, Any] = {"num_classes": num_classes}
+    if input_shape is not None and len(input_shape) == 3:
+        arguments["in_chans"] = input_shape[0]
+        if (config := timm.get_pretrained_cfg(name)) is not None and config.fixed_input_size:
+            arguments["img_size"] = tuple(input_shape[1:])
+    model: nn.Module = timm.create_model(name, **{**arguments, **extra})
+    return model

@@ -1,0 +1,112 @@
+"""Small things that every part of the core needs: seeds, modes, random states, spelling hints."""
+
+import difflib
+import os
+import random
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def derive_seed(*numbers: int) -> int:
+    """Mix non-negative integers into one seed, so that (1, 2) and (2, 1) are unrelated.
+
+    Example:
+        >>> derive_seed(0, 1) == derive_seed(0, 1), derive_seed(0, 1) == derive_seed(1, 0)
+        (True, False)
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def default_seed(seed: int | None) -> int:
+    """Return ``seed``, or the one that ``lightning.seed_everything`` was last called with, or 0.
+
+    Example:
+        >>> default_seed(7)
+        7
+    """
+    return int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """Say which of ``names`` come nearest to a misspelt one, as the end of an error message.
+
+    Example:
+        >>> nearest("replai", ["replay", "ewc"])
+        "Did you mean 'replay'?"
+    """
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(map(repr, close))}?"
+    return f"Available: {', '.join(sorted(names))}."
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put ``module`` in eval mode for a block; afterwards each submodule has its own mode back.
+
+    Example:
+        >>> net = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+        >>> with evaluating(net):
+        ...     net[0].training
+        False
+        >>> [child.training for child in net]
+        [True, False]
+    """
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def get_rng_state() -> dict[str, Any]:
+    """Return the state of the global generators, in types that ``torch.load(weights_only=True)`` reads."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`get_rng_state` returned.
+
+    Example:
+        >>> state = get_rng_state()
+        >>> first = torch.rand(1), np.random.rand(), random.random()
+        >>> set_rng_state(state)
+        >>> first == (torch.rand(1), np.random.rand(), random.random())
+        True
+    """
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
+
+
+@contextmanager
+def isolated_rng() -> Iterator[None]:
+    """Leave the global generators as they were before the block."""
+    state = get_rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
