@@ -8,6 +8,4 @@ if TYPE_CHECKING:
     from lightning_cl.datamodules.split_digits import SplitDigits as SplitDigits
     from lightning_cl.datamodules.split_fashion_mnist import SplitFashionMNIST as SplitFashionMNIST
 
-__getattr__, __dir__ = lazy(
-    __name__, {"SplitDigits": "split_digits", "SplitFashionMNIST": "split_fashion_mnist"}
-)
+__getattr__, __dir__ = lazy(__name__, {"SplitDigits": "split_digits", "SplitFashionMNIST": "split_fashion_mnist"})

@@ -82,7 +82,9 @@ class SplitFashionMNIST(ClassStream):
                 FashionMNIST(self.root, download=True)
                 return
             except Exception as error:
-                why = f"the download failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+                why = (
+                    f"the download failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+                )
         raise FileNotFoundError(
             "Fashion-MNIST is missing: looked for {train,t10k}-images-idx3-ubyte and -labels-idx1-ubyte, plain or .gz, in "
             f"`root` {self.root!r} and in {str(Path(self.root, 'FashionMNIST', 'raw'))!r}, and {why}. Put the four files "

@@ -1,10 +1,10 @@
 r"""Diagonal Fisher importance: how strongly each parameter moves the log-likelihood of the data.
 
 :func:`squared_scores` squares the gradient of *each sample*, yet costs little more than an ordinary forward and
-backward pass. What a sample adds to the gradient of a layer is a product of the layer's input and of the gradient of its
-output, and hooks see both for the whole batch; ``_RULES`` says how to sum the squares, layer type by layer type. The
-autograd graph tells which parameters are used in another way: without a rule, tied, more than once, or directly. These
-go through :func:`torch.func.vmap`, or sample by sample if that cannot trace the model.
+backward pass. What a sample adds to the gradient of a layer is a product of the layer's input and of the gradient of
+its output, and hooks see both for the whole batch; ``_RULES`` says how to sum the squares, layer type by layer type.
+The autograd graph tells which parameters are used in another way: without a rule, tied, more than once, or directly.
+These go through :func:`torch.func.vmap`, or sample by sample if that cannot trace the model.
 """
 
 import warnings
@@ -19,8 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_cl.utilities import evaluating
 
 Estimator: TypeAlias = Literal["exact", "sampled", "empirical", "predicted", "batch_mean", "batch_scaled"]
 
@@ -37,8 +40,9 @@ def squared_scores(
 ) -> tuple[dict[str, Tensor], int]:
     r"""Sum the squared scores of a classifier over a data set, for a diagonal Fisher estimate.
 
-    Let :math:`g_n(c) = \nabla_\theta \log p(c \mid x_n)` be the score of class :math:`c` on sample :math:`n \le N`, whose
-    label is :math:`y_n`, and :math:`\bar g_k` the mean of :math:`g_n(y_n)` over batch :math:`k \le K` of size :math:`B_k`.
+    Let :math:`g_n(c) = \nabla_\theta \log p(c \mid x_n)` be the score of class :math:`c` on sample :math:`n \le N`,
+    :math:`y_n` its label, and :math:`\bar g_k` the mean of :math:`g_n(y_n)` over batch :math:`k \le K` of
+    size :math:`B_k`.
 
     ================  ==============================================================  ===========
     estimator         sum                                                             count
@@ -53,15 +57,15 @@ def squared_scores(
 
     The importance is the sum over the count; processes first add up their sums and their counts and divide once.
     ``exact`` is the diagonal of the Fisher matrix, at ``C`` backward passes; ``sampled`` estimates it without bias;
-    ``empirical`` vanishes where the model fits its labels. The last two square the gradient of a batch mean, which is not
-    the Fisher matrix but what several code bases do: they depend on the batch size.
+    ``empirical`` vanishes where the model fits its labels. The last two square the gradient of a batch mean, as several
+    code bases do; that is not the Fisher matrix and depends on the batch size.
 
     Each sample is scored alone, in eval mode, in at least float32 and without autocast. Modes, parameters, buffers,
     gradients and torch's random state are left as found, also when an exception is raised.
 
     Args:
         model: Maps inputs ``(B, *)`` to logits ``(B, C)``.
-        batches: Inputs ``(B, *)`` on the device of the model and integer labels ``(B,)`` in ``[0, C)``, which ``exact``,
+        batches: Inputs ``(B, *)`` on the model's device and integer labels ``(B,)`` in ``[0, C)``, which ``exact``,
             ``sampled`` and ``predicted`` do not read. Further elements of a batch are ignored.
         estimator: See the table.
         parameters: Names of the parameters to score; ``None`` is every trainable one.
@@ -74,8 +78,8 @@ def squared_scores(
         parameter that the logits do not depend on; and the count.
 
     Raises:
-        ValueError: If ``batches`` is empty, the logits are not ``(B, C)``, a label is not in ``[0, C)``, ``estimator`` or
-            one of ``parameters`` is unknown, or reentrant checkpointing hides parameters.
+        ValueError: If ``batches`` is empty, the logits are not ``(B, C)``, a label is not in ``[0, C)``, ``estimator``
+            or one of ``parameters`` is unknown, or reentrant checkpointing hides parameters.
 
     Warns:
         UserWarning: Once a call, if the samples are taken one by one because ``vmap`` cannot trace the model.
@@ -96,10 +100,12 @@ def squared_scores(
     if unknown := sorted(set(parameters or ()).difference(trainable)):
         raise ValueError(f"`parameters` must name trainable parameters of the model, got {', '.join(unknown)}.")
     names = [name for name in trainable if parameters is None or name in parameters]
-    scores, count = _Scores(model, names, logits, chunk_size), 0
-    sums = {name: torch.zeros_like(scores.values[name], requires_grad=False) for name in names}
+    count = 0
     with _undisturbed(model):
+        scores = _Scores(model, names, logits, chunk_size)
+        sums = {name: torch.zeros_like(scores.values[name], requires_grad=False) for name in names}
         for x, y, *_ in batches:
+            x = x.clone() if x.is_inference() else x.detach()  # autograd refuses inference tensors
             by_batch = estimator in ("batch_mean", "batch_scaled")
             squares = scores.of_mean(x, y) if by_batch else scores.of_samples(x, y, estimator, generator)
             for name, value in squares.items():
@@ -194,7 +200,7 @@ class _Scores:
         with ExitStack() as stack:
             for layer in self.layers:  # prepended: a hook of the user may replace the output
                 stack.callback(layer.register_forward_hook(note, prepend=True).remove)
-            log_probs = self._log_probs(self.values, x.detach())
+            log_probs = self._log_probs(self.values, x)
         nodes, uses = _graph(log_probs.grad_fn)
         # If the layer was called once, in reach of the output, and the parameter is used once, then it is used there.
         once = {n for n, p in self.values.items() if uses[p] == 1 and (self.trusted is None or n in self.trusted)}
@@ -215,8 +221,8 @@ class _Scores:
             if last:
                 del call.x  # memory for the rest of the pass
 
-        # A gradient is used where it passes by, and the pass goes on to the first layers and to the parameters without a
-        # rule: every other layer lies on the way to one of these.
+        # A gradient is used where it passes by, and the pass goes on to the first layers and to the parameters without
+        # a rule: every other layer lies on the way to one of these.
         first = [call for call in calls if not call.x.requires_grad]
         ends = [get_gradient_edge(self.values[n]) for n in reached.difference(*(call.names.values() for call in calls))]
         with ExitStack() as stack:
@@ -241,7 +247,8 @@ class _Scores:
         total = {name: torch.zeros_like(value) for name, value in chosen.items()}
         try:
             for i in range(0, len(x) if self.traceable else 0, size):
-                scores = vmap(grad(objective), (None, 0, 0))(chosen, x[i : i + size], target[i : i + size])
+                with sdpa_kernel(SDPBackend.MATH):  # `vmap` has no rule for the fused attention kernels
+                    scores = vmap(grad(objective), (None, 0, 0))(chosen, x[i : i + size], target[i : i + size])
                 for name, value in scores.items():
                     _add_squares(total[name], value)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -312,21 +319,20 @@ def _graph(root: Node | None) -> tuple[set[Node], Counter[Tensor]]:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode, gradients on and autocast off in a block; modes and random state come back."""
-    modes = {module: module.training for module in model.modules()}
+    """Eval mode, gradients on, autocast and compiled code off in a block; modes and random state come back."""
     devices = {p.device for p in model.parameters()}
     with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
         stack.enter_context(torch.random.fork_rng([device for device in devices if device.type == "cuda"]))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in devices:
             stack.enter_context(torch.autocast(device.type, enabled=False))
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        if hasattr(
+            torch.compiler, "set_stance"
+        ):  # torch 2.6; before, hooks are compiled as well, which is right but slow
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 def _widen(value: Tensor) -> Tensor:
@@ -348,7 +354,7 @@ def _conv2d(layer: nn.Conv2d, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]
     def gradients(x: Tensor, delta: Tensor) -> Tensor:  # the samples are groups of a single convolution
         size, groups = (len(x) * layer.out_channels, *layer.weight.shape[1:]), len(x) * layer.groups
         x, delta = x.flatten(0, 1)[None], delta.flatten(0, 1)[None]
-        return conv2d_weight(x, size, delta, layer.stride, layer.padding, layer.dilation, groups)  # type: ignore
+        return conv2d_weight(x, size, delta, layer.stride, layer.padding, layer.dilation, groups)  # type: ignore[no-untyped-call,no-any-return]
 
     return _in_chunks(layer.weight, x, delta, gradients), delta.sum((2, 3)).square().sum(0)
 

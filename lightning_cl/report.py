@@ -252,6 +252,24 @@ def print_report(
         console.print(Text(f"\nrun folder: {os.fspath(run_dir)}"), soft_wrap=True)  # in one piece, to be copied
 
 
+def print_accuracies(accuracies: Tensor, console: "Console | None" = None) -> None:
+    """Print the accuracy on each experience and their mean.
+
+    Args:
+        accuracies: Fractions ``(T,)``, NaN where nothing was measured.
+        console: Where to print; ``None`` is the terminal.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("experience", "accuracy (%)", title="Accuracy")
+    for j, value in enumerate(accuracies.tolist()):
+        table.add_row(str(j), _cell(None if value != value else value))
+    table.add_section()
+    table.add_row("mean", _cell(float(accuracies.nanmean())))
+    (console or Console()).print(table)
+
+
 def write_report(
     run_dir: str | os.PathLike[str],
     R: Tensor,

@@ -127,15 +127,6 @@ def _epoch_unfinished(current: dict[str, int]) -> bool:
     return current["processed"] < current["started"]
 
 
-def between_experiences(loops: dict[str, Any]) -> None:
-    """Change the loops' state of a checkpoint so that the next fit starts with the first batch of an epoch."""
-    for name in ("batch_progress", "scheduler_progress"):
-        progress = loops[f"epoch_loop.{name}"]
-        progress["current"] = dict.fromkeys(progress["current"], 0)
-    loops["epoch_loop.batch_progress"]["is_last_batch"] = False
-    loops["state_dict"].pop("combined_loader", None)
-
-
 def end_of_training(trainer: Trainer) -> None:
     """Do what Lightning skips when a fit is resumed that has no step left: the end of the epoch and ``on_train_end``."""
     loop, module = trainer.fit_loop, trainer.lightning_module
@@ -154,15 +145,15 @@ def end_of_training(trainer: Trainer) -> None:
     call("on_train_end")
     progress.total.completed = progress.total.processed
     progress.current.completed = progress.current.processed
-    _settle(loop)
+    settle(loop)
 
 
-def _settle(loop: _Loop) -> None:
-    """Take a loop out of the state of one that has been loaded and not yet run."""
+def settle(loop: _Loop) -> None:
+    """Take a loop out of the state of one that was loaded in the middle of something."""
     loop.on_iteration_done()
     for child in vars(loop).values():
         if isinstance(child, _Loop):
-            _settle(child)
+            settle(child)
 
 
 def epoch_has_metrics(trainer: Trainer) -> None:

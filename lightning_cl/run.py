@@ -36,12 +36,12 @@ from lightning_cl.logger import RunLogger
 from lightning_cl.report import log_report, print_report, write_report
 from lightning_cl.resume import (
     as_tensors,
-    between_experiences,
     end_of_training,
     epoch_has_metrics,
     finish_last_batch,
     restore_results,
     running_results,
+    settle,
     unlogged,
 )
 from lightning_cl.stream import ChainLoader, StreamDataModule
@@ -172,6 +172,32 @@ def fit_stream(
     return result
 
 
+def test_stream(
+    trainer: Trainer,
+    model: LightningModule,
+    stream: StreamDataModule,
+    ckpt_path: str | Path | None = None,
+    *,
+    scoring: Scoring | None = None,
+) -> Tensor:
+    """Measure the accuracy on each experience, without training.
+
+    Args:
+        trainer: Any Trainer.
+        model: The module; its weights as they are, or those of ``ckpt_path``.
+        stream: The stream. The checkpoint says how far it had come; without one all of it counts as seen.
+        ckpt_path: A checkpoint of this module.
+        scoring: As in :func:`fit_stream`.
+
+    Returns:
+        Accuracies in ``[0, 1]``, float64 ``(T,)``.
+    """
+    stream.current = len(stream) - 1
+    run = StreamRun(stream, "all", scoring or ("task" if stream.task_labels else "seen"))
+    with _attached(trainer, model, run, None):
+        return run.test(trainer, model, ckpt_path)
+
+
 class StreamRun(Callback):
     """What :func:`fit_stream` adds to the trainer: position, measurements and random states, in every checkpoint.
 
@@ -256,6 +282,7 @@ class StreamRun(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fresh:
             seed_generators(derive_seed(self.seed, self.stream.current, 1))
+            settle(trainer.fit_loop)
             self._fresh = False
         self._put_back_rng(last=False)
         if self._unlogged is not None:
@@ -298,15 +325,22 @@ class StreamRun(Callback):
     def measure(self, trainer: Trainer, model: LightningModule, initial: bool = False) -> None:
         """Run ``trainer.test`` and add the accuracies to the matrix (or take them as the initial ones)."""
         stream = self.stream
-        stream.evaluated = range(len(stream)) if self.evaluate == "all" else range(stream.current + 1)
         self._before_training = initial
-        trainer.test(model, datamodule=stream, verbose=False)
+        accuracies = self.test(trainer, model)
         self._before_training = False
         if initial:
-            self.initial = self._row.compute()[0]
+            self.initial = accuracies
         else:
             i = stream.current
             self.matrix.correct[i], self.matrix.total[i] = self._row.correct[i], self._row.total[i]
+
+    def test(self, trainer: Trainer, model: LightningModule, ckpt_path: str | Path | None = None) -> Tensor:
+        """Run ``trainer.test`` and return the accuracy on each experience ``(T,)``."""
+        stream = self.stream
+        stream.evaluated = range(len(stream)) if self.evaluate == "all" else range(stream.current + 1)
+        weights_only = None if ckpt_path is None else True
+        trainer.test(model, datamodule=stream, ckpt_path=ckpt_path, weights_only=weights_only, verbose=False)
+        return self._row.compute()[stream.current]
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -430,7 +464,7 @@ class StreamRun(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not self.within:  # the next experience starts with a new optimizer, at the first batch of an epoch
             checkpoint["optimizer_states"], checkpoint["lr_schedulers"] = [], []
-            between_experiences(checkpoint["loops"]["fit_loop"])
+            checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
 
 
 # -- around the trainer -----------------------------------------------------------------------------------------------
@@ -602,7 +636,7 @@ def _resolve(
                 rank_zero_warn(
                     f"`ckpt_path='last'`: no checkpoint yet in {str(folder)!r}, the run starts from the beginning."
                 )
-        elif folder is not None and trainer.is_global_zero and _holds_a_run(folder):
+        elif folder is not None and trainer.is_global_zero and holds_a_run(folder):
             raise FileExistsError(
                 f"{str(folder)!r} holds an earlier run: go on with it (`ckpt_path='last'`), choose another folder, or "
                 "delete it."
@@ -639,7 +673,8 @@ def _read_state(path: Path, trainer: Trainer, stream: StreamDataModule, run: Str
     return state
 
 
-def _holds_a_run(folder: Path) -> bool:
+def holds_a_run(folder: Path) -> bool:
+    """Whether a folder has results or checkpoints in it."""
     return (folder / "summary.json").exists() or any((folder / "checkpoints").glob("*.ckpt"))
 
 

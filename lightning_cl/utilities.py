@@ -1,9 +1,8 @@
-"""Small things that every part of the core needs: seeds, modes, random states, spelling hints."""
+"""Small things that every part of the core needs: seeds, modes, random states."""
 
-import difflib
 import os
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,19 +29,6 @@ def default_seed(seed: int | None) -> int:
         7
     """
     return int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
-
-
-def nearest(name: str, names: Collection[str]) -> str:
-    """Say which of ``names`` come nearest to a misspelt one, as the end of an error message.
-
-    Example:
-        >>> nearest("replai", ["replay", "ewc"])
-        "Did you mean 'replay'?"
-    """
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        return f"Did you mean {' or '.join(map(repr, close))}?"
-    return f"Available: {', '.join(sorted(names))}."
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Elastic weight consolidation (EWC): pull each weight back in proportion to its importance for the past."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_cl.anchor import QuadraticAnchor
 from lightning_cl.callback import ContinualCallback, Unpack, statistics_batches, sum_over_ranks, unpack_batch
-from lightning_cl.importance import ESTIMATORS, Estimator, squared_scores
+from lightning_cl.importance import Estimator, squared_scores
 
 
 class EWC(ContinualCallback):
@@ -61,8 +61,8 @@ class EWC(ContinualCallback):
         super().__init__()
         if strength < 0:
             raise ValueError(f"`strength` must be 0 or more, got {strength}.")
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"`estimator` must be one of {ESTIMATORS}, got {estimator!r}.")
+        if estimator not in get_args(Estimator):
+            raise ValueError(f"`estimator` must be one of {get_args(Estimator)}, got {estimator!r}.")
         self.strength = strength
         self.estimator: Estimator = estimator
         self.mode = mode

@@ -123,7 +123,7 @@ def _timm_model(name: str, num_classes: int, input_shape: tuple[int, ...] | None
     import timm
 
     import lightning_cl.backbones  # noqa: F401  (registers ours)
-    from lightning_cl.utilities import nearest
+    from lightning_cl.spelling import nearest
 
     if not timm.is_model(name):
         raise ValueError(f"`backbone`: timm has no model {name!r}. {nearest(name, timm.list_models())}")
