@@ -14,7 +14,7 @@ class SplitDigits(ClassStream):
     """The digits that come with scikit-learn, in experiences of new classes: a whole run takes seconds.
 
     Images are ``(1, 8, 8)``, uint8; the 17 grey levels of the file are spread over 0 to 255. Every fifth image of each
-    class is for testing (1 440 to train, 357 to test).
+    class is for testing (1 442 to train, 355 to test).
 
     Args:
         num_experiences: Length of the stream; divides the 10 classes.

@@ -65,18 +65,23 @@ class SplitFashionMNIST(ClassStream):
     def _files(self, train: bool) -> tuple[Path, Path] | None:
         """The images and labels, where they lie: in ``root`` itself or in torchvision's folder under it."""
         part = "train" if train else "t10k"
-        for folder in (Path(self.root), Path(self.root, "FashionMNIST", "raw")):
-            for ending in ("", ".gz"):
-                images = folder / f"{part}-images-idx3-ubyte{ending}"
-                labels = folder / f"{part}-labels-idx1-ubyte{ending}"
-                if images.is_file() and labels.is_file():
-                    return images, labels
+        for folder in self._folders():
+            images, labels = (
+                [path for ending in ("", ".gz") if (path := folder / f"{part}-{kind}-ubyte{ending}").is_file()]
+                for kind in ("images-idx3", "labels-idx1")
+            )
+            if images and labels:
+                return images[0], labels[0]
         return None
+
+    def _folders(self) -> tuple[Path, Path]:
+        root = Path(self.root).expanduser()  # as torchvision does
+        return root, root / "FashionMNIST" / "raw"
 
     def _download(self) -> None:
         why = "`download` is off"
         if self.download:
-            from torchvision.datasets import FashionMNIST
+            from torchvision.datasets import FashionMNIST  # type: ignore[import-untyped]
 
             try:
                 FashionMNIST(self.root, download=True)
@@ -86,8 +91,8 @@ class SplitFashionMNIST(ClassStream):
                     f"the download failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
                 )
         raise FileNotFoundError(
-            "Fashion-MNIST is missing: looked for {train,t10k}-images-idx3-ubyte and -labels-idx1-ubyte, plain or .gz, in "
-            f"`root` {self.root!r} and in {str(Path(self.root, 'FashionMNIST', 'raw'))!r}, and {why}. Put the four files "
-            "there, or install Debian's package dataset-fashion-mnist and set `root` to its folder "
+            "Fashion-MNIST is missing: looked for {train,t10k}-images-idx3-ubyte and -labels-idx1-ubyte, plain or .gz, "
+            f"in `root` {self.root!r} and in {str(self._folders()[1])!r}, and {why}. Put the four files there, or "
+            "install Debian's package dataset-fashion-mnist and set `root` to its folder "
             "/usr/share/datasets/fashion-mnist."
         )

@@ -85,7 +85,7 @@ class QuadraticAnchor:
 
     After experience :math:`t` with weights :math:`\theta_t` and importance :math:`F_t`, by ``mode``:
 
-    - ``"separate"`` keeps the terms of all experiences, :math:`\frac{s}{2} \sum_t \sum_i F_{t,i} (w_i - \theta_{t,i})^2`
+    - ``"separate"`` keeps the terms of all times, :math:`\frac{s}{2} \sum_t \sum_i F_{t,i} (w_i - \theta_{t,i})^2`
       (Kirkpatrick et al., PNAS 2017), as two tensors and a number, however many experiences: with
       :math:`A = \sum_t F_t`, the weighted mean :math:`a = \sum_t F_t \theta_t / A` and the constant
       :math:`r = \sum_t \sum_i F_{t,i} (\theta_{t,i} - a_i)^2` it is

@@ -1,17 +1,20 @@
 """The base of every method that is a callback: the five ways to touch a training that is not ours."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_cl.stream import StreamDataModule
+from lightning_cl.utilities import isolated_rng
 
 Unpack = Callable[[Any], tuple[Tensor, Tensor]]
 
@@ -44,6 +47,7 @@ class ContinualCallback(Callback):
     def __init__(self) -> None:
         self._first_epoch: int | None = None
         self._step_hooks: list[Any] = []
+        self._with_inference_mode: list[Any] = []
 
     # -- what a method overrides ----------------------------------------------------------------------------------
 
@@ -80,27 +84,54 @@ class ContinualCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._first_epoch = None  # an earlier fit may have failed; a resumed one has its state loaded after this
+            if self._has("extra_loss") and not pl_module.automatic_optimization:
+                raise ValueError(
+                    f"{type(self).__name__} adds to the loss that `training_step` returns, which is not used with "
+                    "`automatic_optimization=False`: let Lightning optimize the module, or leave the callback out."
+                )
         if stage == "fit" or self.adapts_at_test_time:
             self.check(trainer, pl_module)
         if self.adapts_at_test_time:
-            trainer.test_loop.inference_mode = trainer.predict_loop.inference_mode = False
+            for loop in (trainer.test_loop, trainer.predict_loop):
+                if loop.inference_mode:
+                    loop.inference_mode = False
+                    self._with_inference_mode.append(loop)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._first_epoch is None:
             self._first_epoch = trainer.current_epoch
+        if self._has("on_before_optimizer_step"):
+            self._check_unscaled(trainer)
         if self._has("extra_loss"):
             _LossTerms.install(trainer, pl_module)
         if self._has("after_optimizer_step"):
             for optimizer in trainer.optimizers:
                 self._step_hooks.append(
-                    optimizer.register_step_post_hook(lambda opt, *_: self.after_optimizer_step(pl_module, opt))
+                    optimizer.register_step_post_hook(lambda opt, *_: self._after_step(pl_module, opt))
                 )
         self.start(trainer, pl_module)
 
+    def _check_unscaled(self, trainer: Trainer) -> None:
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if scaled and any(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in trainer.optimizers):
+            raise ValueError(
+                f"{type(self).__name__} changes gradients, which a fused optimizer keeps scaled until its step in "
+                "'16-mixed' precision: make the optimizer with `fused=False`, or train with `precision='bf16-mixed'`."
+            )
+
+    def _after_step(self, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # A fused optimizer is always called and skips inside; it has this attribute while a GradScaler calls it.
+        skipped = getattr(optimizer, "found_inf", None)
+        if skipped is None or not skipped:
+            self.after_optimizer_step(pl_module, optimizer)
+
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.consolidate(trainer, pl_module)
+        with isolated_rng():  # iterating any loader draws from the global generator
+            self.consolidate(trainer, pl_module)
         self._first_epoch = None
 
     @override
@@ -115,12 +146,15 @@ class ContinualCallback(Callback):
         _LossTerms.remove(pl_module)
         while self._step_hooks:
             self._step_hooks.pop().remove()
+        while self._with_inference_mode:
+            self._with_inference_mode.pop().inference_mode = True
 
     @property
     def arguments(self) -> dict[str, str]:
         """What the callback was made with, as text."""
         values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-        return {name: getattr(value, "__qualname__", None) or repr(value) for name, value in values.items()}
+        texts = {name: getattr(value, "__qualname__", None) or repr(value) for name, value in values.items()}
+        return {name: re.sub(" at 0x[0-9a-f]+", "", text) for name, text in texts.items()}  # equal in the next process
 
     @property
     @override
@@ -144,6 +178,7 @@ class _LossTerms:
         self.pl_module = pl_module
         self.training_step = pl_module.training_step  # the class's method, or what torch.compile made of it
         self.was_compiled = "training_step" in vars(pl_module)
+        self.__wrapped__ = getattr(self.training_step, "__wrapped__", self.training_step)  # Lightning reads its signature
 
     @classmethod
     def install(cls, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -238,8 +273,10 @@ def replace_columns(batch: Any, columns: Mapping[str, Tensor]) -> None:
         >>> batch
         [tensor([0., 0.]), tensor([1.])]
     """
-    for key, value in columns.items():
-        batch[int(key) if isinstance(batch, list) else key] = value
+    keys = range(len(batch)) if isinstance(batch, list) else list(batch)
+    for key in keys:
+        if str(key) in columns:
+            batch[key] = columns[str(key)]
 
 
 # -- passes over the data at the end of an experience ---------------------------------------------------------------------
@@ -258,7 +295,7 @@ def statistics_batches(trainer: Trainer) -> Iterator[Any]:
         plain = data.without_augmentation()
     else:
         assert trainer.train_dataloader is not None
-        loader = trainer.train_dataloader
+        loader = (batch for batch, _, _ in CombinedLoader(trainer.train_dataloader, "max_size_cycle"))
     with plain:
         for batch in loader:
             batch = trainer.precision_plugin.convert_input(batch)

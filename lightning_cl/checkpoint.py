@@ -1,5 +1,6 @@
 """Checkpoints: written atomically, found again after a kill, and read only by the run that they belong to."""
 
+import io
 import os
 import re
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 RUN_STATE = "lightning_cl.StreamRun"
@@ -21,13 +22,24 @@ class CheckpointError(RuntimeError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint to a temporary file in the same folder, then rename it: whole, or not there at all."""
+    """Write a checkpoint to a temporary file in the same folder, then rename it: whole, or not there at all.
+
+    Hyper-parameters that ``torch.load(weights_only=True)`` would refuse are left out with a warning, as nobody could
+    resume from a checkpoint that holds them.
+    """
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
+        for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+            if key in checkpoint and not _reads_back(checkpoint[key]):
+                rank_zero_warn(
+                    f"The checkpoint is written without `{key}`, which holds more than tensors and plain values: pass "
+                    "what is neither to `save_hyperparameters(ignore=[...])`."
+                )
+                checkpoint = {name: value for name, value in checkpoint.items() if name != key}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
@@ -41,6 +53,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
 
 
+def _reads_back(value: Any) -> bool:
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # pickle raises several kinds
+        return False
+    return True
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of a process that was killed while it wrote a checkpoint."""
     for leftover in folder.glob(".*.ckpt.tmp"):
@@ -51,7 +74,7 @@ def link_atomic(target: Path, link: Path) -> None:
     """Let the symbolic link ``link`` point to ``target``, without a moment in which it is missing."""
     temporary = link.with_name(f".{link.name}.tmp")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(target, link.parent))
+    temporary.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
     os.replace(temporary, link)
 
 
@@ -72,7 +95,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"`ckpt_path`: {str(path)!r} cannot be read ({_first_line(error)}): it is truncated, or no checkpoint. "
             "Give another file, or 'last' for the newest whole one of the run."
         ) from error
-    if not isinstance(checkpoint, dict) or RUN_STATE not in checkpoint.get("callbacks", {}):
+    if not isinstance(checkpoint, dict) or RUN_STATE not in (checkpoint.get("callbacks") or {}):
         raise CheckpointError(
             f"`ckpt_path`: {str(path)!r} was not written by `fit_stream` and holds no position in a stream. To start a "
             "stream from its weights, load them into the module: "
@@ -90,7 +113,7 @@ def find_last(folders: Iterable[Path]) -> Path | None:
     for path in sorted({file.resolve() for folder in folders for file in folder.glob("*.ckpt")}):
         try:
             checkpoint = read_checkpoint(path)
-        except CheckpointError as error:
+        except (CheckpointError, FileNotFoundError) as error:  # or a link that leads nowhere
             rank_zero_warn(str(error))
             continue
         state = checkpoint["callbacks"][RUN_STATE]
@@ -118,14 +141,17 @@ def check_state(
     for name, here in shape.items():
         there = state["shape"].get(name)
         if there != here:
+            if isinstance(here, list) and isinstance(there, list) and len(here) == len(there):  # may be very long
+                i = next(i for i, value in enumerate(here) if value != there[i])
+                name, there, here = f"{name}[{i}]", there[i], here[i]
             raise CheckpointError(
                 f"The checkpoint belongs to another stream: `{name}` was {there} and is {here} now. Resume with the "
                 "arguments that the run was started with (its config.yaml), or start a new run."
             )
     if state["world_size"] != world_size:
         raise CheckpointError(
-            f"The checkpoint was written by {state['world_size']} process(es) and this run has {world_size}: the order of "
-            "samples and what each process holds differ. Set `devices` and `num_nodes` as they were."
+            f"The checkpoint was written by {state['world_size']} process(es) and this run has {world_size}: the order "
+            "of samples and what each process holds differ. Set `devices` and `num_nodes` as they were."
         )
     saved = list(saved)
     for key, arguments in callbacks.items():
@@ -134,8 +160,8 @@ def check_state(
             others = [other[len(kind) :] for other in saved if re.match(rf"{re.escape(kind)}(\{{|$)", other)]
             was = f"with {kind}{' and '.join(others)}" if others else f"without {kind}"
             raise CheckpointError(
-                f"The checkpoint was written {was}, and this run has {kind}{arguments}: resume with the same callbacks and "
-                "arguments, or start a new run."
+                f"The checkpoint was written {was}, and this run has {kind}{arguments}: resume with the same callbacks "
+                "and arguments, or start a new run."
             )
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -79,7 +80,8 @@ def squared_scores(
 
     Raises:
         ValueError: If ``batches`` is empty, the logits are not ``(B, C)``, a label is not in ``[0, C)``, ``estimator``
-            or one of ``parameters`` is unknown, or reentrant checkpointing hides parameters.
+            or one of ``parameters`` is unknown, or the model uses parameters out of sight (inside reentrant
+            checkpoints, or from a list of its own).
 
     Warns:
         UserWarning: Once a call, if the samples are taken one by one because ``vmap`` cannot trace the model.
@@ -133,13 +135,14 @@ class _Scores:
         self, model: nn.Module, names: list[str], logits: Callable[[Any], Tensor] | None, chunk_size: int | None
     ) -> None:
         self.model, self.names, self.logits, self.chunk_size = model, names, logits, chunk_size
-        known = {p: name for name, p in model.named_parameters()}  # a tied parameter goes by its first name
-        # Leaves of our own that share the storage: the model's keep their `grad` and `requires_grad`.
-        self.values = {name: _widen(p.detach()).requires_grad_(name in names) for p, name in known.items()}
+        # A tied parameter goes by its first name.
+        self.known: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        # Leaves of our own that share the storage: the model's keep their `grad`, `requires_grad` and hooks.
+        self.values = {name: _widen(p.detach()).requires_grad_(name in names) for p, name in self.known.items()}
         self.buffers = {name: _widen(b).clone() for name, b in model.named_buffers()}
         self.layers: dict[nn.Module, dict[str, str]] = {}
         for layer in filter(_has_rule, model.modules()):
-            own = {key: known[p] for key in ("weight", "bias") if (p := layer._parameters.get(key)) is not None}
+            own = {key: self.known[p] for key in ("weight", "bias") if (p := layer._parameters.get(key)) is not None}
             self.layers[layer] = {key: name for key, name in own.items() if name in names}
         self.trusted: set[str] | None = None  # parameters whose rule was seen to hold
         self.traceable = True  # by `vmap`, until the contrary is known
@@ -147,6 +150,7 @@ class _Scores:
     def of_mean(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Square the gradient of the mean over the batch."""
         log_probs = self._log_probs(self.values, x)
+        self._graph(log_probs.grad_fn)
         target = _targets(log_probs.detach(), y, "empirical", None)[0] / len(x)
         return {name: score.square() for name, score in self._gradients(self.names, log_probs, target).items()}
 
@@ -189,19 +193,15 @@ class _Scores:
         def note(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             times[layer] += 1
             axes = 4 if isinstance(layer, nn.Conv2d) else 1 + len(getattr(layer, "normalized_shape", "1"))
-            if (
-                output.requires_grad
-                and output.ndim >= axes
-                and len(args) == 1
-                and len(args[0]) == len(output) == len(x)
-            ):
+            batched = len(args) == 1 and output.ndim >= axes and len(args[0]) == len(output) == len(x)
+            if batched and output.requires_grad:
                 calls.append(_Call(layer, args[0], get_gradient_edge(output), {}))
 
         with ExitStack() as stack:
             for layer in self.layers:  # prepended: a hook of the user may replace the output
                 stack.callback(layer.register_forward_hook(note, prepend=True).remove)
             log_probs = self._log_probs(self.values, x)
-        nodes, uses = _graph(log_probs.grad_fn)
+        nodes, uses = self._graph(log_probs.grad_fn)
         # If the layer was called once, in reach of the output, and the parameter is used once, then it is used there.
         once = {n for n, p in self.values.items() if uses[p] == 1 and (self.trusted is None or n in self.trusted)}
         for call in calls:
@@ -209,12 +209,34 @@ class _Scores:
                 call.names = {key: name for key, name in self.layers[call.layer].items() if name in once}
         return log_probs, [call for call in calls if call.names], {n for n, p in self.values.items() if uses[p]}
 
+    def _graph(self, root: Node | None) -> tuple[set[Node], Counter[Tensor]]:
+        """Walk the autograd graph; return its inner nodes and how often each leaf enters it."""
+        nodes: set[Node] = set() if root is None else {root}
+        uses: Counter[Tensor] = Counter()
+        stack = list(nodes)
+        while stack:
+            for node, _ in stack.pop().next_functions:
+                if node is None or node in nodes:
+                    continue
+                if node.name() == "torch::autograd::AccumulateGrad":
+                    uses[node.variable] += 1  # type: ignore[attr-defined]
+                elif node.name() == "CheckpointFunctionBackward":
+                    raise ValueError("`model` must not hide its graph; checkpoint it with `use_reentrant=False`.")
+                else:
+                    nodes.add(node)
+                    stack.append(node)
+        if kept := sorted({self.known[p] for p in uses if p in self.known}.intersection(self.names)):
+            raise ValueError(f"`model` must read {kept[0]} from the submodule that owns it, got it from elsewhere.")
+        return nodes, uses
+
     def _by_rule(
         self, log_probs: Tensor, target: Tensor, calls: list[_Call], reached: set[str], last: bool = True
     ) -> dict[str, Tensor]:
         squares: dict[str, Tensor] = {}
 
-        def add(call: _Call, delta: Tensor) -> None:
+        def use(deltas: Any, call: _Call) -> None:
+            if (delta := deltas[call.output.output_nr]) is None:
+                return
             with torch.no_grad():
                 weight, bias = _RULES[type(call.layer)](call.layer, call.x, delta)
             squares.update({name: weight if key == "weight" else bias for key, name in call.names.items()})
@@ -225,15 +247,16 @@ class _Scores:
         # a rule: every other layer lies on the way to one of these.
         first = [call for call in calls if not call.x.requires_grad]
         ends = [get_gradient_edge(self.values[n]) for n in reached.difference(*(call.names.values() for call in calls))]
+        ends = [call.output for call in first] + ends
         with ExitStack() as stack:
             for call in calls:
                 if call.x.requires_grad:
-                    hook = lambda deltas, call=call: add(call, deltas[call.output.output_nr])  # noqa: E731
-                    stack.callback(call.output.node.register_prehook(hook).remove)
-            ends = [call.output for call in first] + ends
-            deltas = torch.autograd.grad(log_probs, ends, target, retain_graph=not last) if calls else ()
+                    stack.callback(call.output.node.register_prehook(partial(use, call=call)).remove)
+            deltas = (
+                torch.autograd.grad(log_probs, ends, target, retain_graph=not last, allow_unused=True) if calls else ()
+            )
         for call, delta in zip(first, deltas, strict=False):
-            add(call, delta)
+            use({call.output.output_nr: delta}, call)
         return squares
 
     def _by_sample(self, names: Collection[str], x: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -266,14 +289,31 @@ class _Scores:
         return total
 
     def _verified(self, x: Tensor) -> set[str]:
-        """Name the parameters whose rule agrees with single samples; it does not if the first axis is not the batch."""
-        log_probs, calls, reached = self._watched(x)
-        target = (
-            torch.linspace(0, 1, log_probs.shape[1]).to(log_probs).expand_as(log_probs)
-        )  # never fitted, unlike labels
-        squares = self._by_rule(log_probs, target, calls, reached)
-        single = self._one_by_one(squares, x, target)
-        return {n for n, value in squares.items() if (value - single[n]).abs().max() <= 0.01 * single[n].max()}
+        """Name the parameters in whose layers row ``n`` is sample ``n`` and does not depend on the others.
+
+        It is not where the first axis is time, or where a model mixes the samples of a batch. What is compared is
+        continuous or zero: gradients themselves may differ between batch sizes, where rounding moves an input of a ReLU
+        across zero.
+        """
+        log_probs, calls, _ = self._watched(x)
+        one_hot = torch.eye(len(x)).to(log_probs)[:, :, None] * torch.linspace(0, 1, log_probs.shape[1]).to(log_probs)
+        outputs = [call.output for call in calls]
+        apart = {call.layer for call in calls}
+        for n in range(len(x)):
+            alone, calls_alone, _ = self._watched(x[n : n + 1])
+            inputs = {call.layer: call.x for call in calls_alone}
+            same = _close(log_probs[n].exp(), alone[0].exp())
+            deltas = torch.autograd.grad(log_probs, outputs, one_hot[n], retain_graph=True) if outputs else ()
+            for call, delta in zip(calls, deltas, strict=True):
+                others = torch.arange(len(x), device=delta.device) != n
+                fits = same and call.layer in inputs and _close(call.x[n], inputs[call.layer][0])
+                if not fits or delta[others].any():
+                    apart.discard(call.layer)
+        return {name for call in calls if call.layer in apart for name in call.names.values()}
+
+
+def _close(value: Tensor, expected: Tensor) -> bool:
+    return value.shape == expected.shape and bool((value - expected).abs().max() <= 0.01 * expected.abs().max())
 
 
 def _targets(log_probs: Tensor, y: Tensor, estimator: Estimator, draw: torch.Generator | None) -> list[Tensor]:
@@ -294,27 +334,6 @@ def _targets(log_probs: Tensor, y: Tensor, estimator: Estimator, draw: torch.Gen
         came = f"{int(y.min())} to {int(y.max())}"
         raise ValueError(f"`batches` must hold labels in [0, {classes}), got {came}; map them or widen the head.")
     return [F.one_hot(y.to(probs.device, torch.long), classes).to(probs)]
-
-
-def _graph(root: Node | None) -> tuple[set[Node], Counter[Tensor]]:
-    """Walk the autograd graph; return its inner nodes and how often each leaf enters it."""
-    nodes: set[Node] = set() if root is None else {root}
-    uses: Counter[Tensor] = Counter()
-    stack = list(nodes)
-    while stack:
-        for node, _ in stack.pop().next_functions:
-            if node is None or node in nodes:
-                continue
-            if node.name() == "torch::autograd::AccumulateGrad":
-                uses[node.variable] += 1  # type: ignore[attr-defined]
-            elif node.name() == "CheckpointFunctionBackward":
-                raise ValueError(
-                    "`model` must show its parameters to autograd; checkpoint it with `use_reentrant=False`."
-                )
-            else:
-                nodes.add(node)
-                stack.append(node)
-    return nodes, uses
 
 
 @contextmanager

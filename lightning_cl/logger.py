@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from typing_extensions import override
 
@@ -73,17 +73,20 @@ class RunLogger(CSVLogger):
 
     def rewind(self, rows: int) -> None:
         """Keep the first ``rows`` rows of an earlier process's file."""
-        earlier = self._read()
-        self.rows = min(rows, len(earlier))
-        self._columns = list(dict.fromkeys(key for row in earlier[:rows] for key, value in row.items() if value != ""))
-        if earlier:
-            self._rewrite(earlier[:rows])
+        kept = self._read()[:rows]
+        self.rows = len(kept)
+        self._columns = list(dict.fromkeys(key for row in kept for key, value in row.items() if value != ""))
+        if kept:
+            self._rewrite(kept)
+        else:
+            self.path.unlink(missing_ok=True)
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
         with self.path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if None not in row.values()]  # not a row cut off by a kill
+            lines = [line for line in file if line.endswith("\n")]  # the last one may be cut off by a kill
+        return list(csv.DictReader(lines))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)

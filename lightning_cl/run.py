@@ -1,6 +1,7 @@
 """One run over a stream: each experience is one ``trainer.fit``, and a kill at any instant loses nothing."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -499,10 +500,11 @@ def _attached(trainer: Trainer, model: LightningModule, run: StreamRun, folder: 
         try:
             yield
         except (KeyboardInterrupt, SystemExit, SIGTERMException):
-            if folder is not None:
-                rank_zero_warn(
-                    f"Interrupted. The run in {str(folder)!r} can go on: start it again as before, with "
-                    "`--ckpt_path last` on the command line or `ckpt_path='last'` in Python."
+            if folder is not None and trainer.is_global_zero:
+                print(
+                    f"\nInterrupted. The run in {str(folder)!r} can go on: start it again as before, with "
+                    "`--ckpt_path last` on the command line or `ckpt_path='last'` in Python.",
+                    file=sys.stderr,
                 )
             raise
 

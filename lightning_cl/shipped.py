@@ -60,10 +60,11 @@ def config_path(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    if name.removesuffix(".yaml") in config_names():
-        return config_folder() / f"{name.removesuffix('.yaml')}.yaml"
+    short, names = name.removesuffix(".yaml"), config_names()
+    if short in names:
+        return config_folder() / f"{short}.yaml"
     raise FileNotFoundError(
-        f"`--config`: there is no file {name!r} and no shipped config of that name. {nearest(name, config_names())}"
+        f"`--config`: there is no file {name!r} and no shipped config of that name. {nearest(short, names)}"
     )
 
 
@@ -87,5 +88,7 @@ def overview() -> str:
         first = (folder / f"{name}.yaml").read_text().splitlines()[0]
         lines.append(f"  {name:<28} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
     lines += ["", "classes by short name (class_path: <name>):"]
-    lines += [f"  {package.__name__:<28} {', '.join(dir(package))}" for package in plugins()]
+    for package in plugins():
+        public = getattr(package, "__all__", None) or [name for name in dir(package) if not name.startswith("_")]
+        lines.append(f"  {package.__name__:<28} {', '.join(public)}")
     return "\n".join(lines)

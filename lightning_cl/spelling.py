@@ -11,7 +11,9 @@ def nearest(name: str, names: Collection[str]) -> str:
         >>> nearest("replai", ["replay", "ewc"])
         "Did you mean 'replay'?"
     """
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    spelled = {other.lower(): other for other in names}
+    close = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)
     if close:
-        return f"Did you mean {' or '.join(map(repr, close))}?"
-    return f"Available: {', '.join(sorted(names))}."
+        return f"Did you mean {' or '.join(repr(spelled[other]) for other in close)}?"
+    some = sorted(names)[:20]
+    return f"Available: {', '.join(some)}{f' and {len(names) - len(some)} more' if len(names) > len(some) else ''}."

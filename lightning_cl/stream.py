@@ -2,15 +2,17 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import cached_property
+from typing import Any, Self, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
 from typing_extensions import override
 
 from lightning_cl.utilities import default_seed, derive_seed, isolated_rng, seed_generators
@@ -48,7 +50,7 @@ class TensorData(Dataset[list[Tensor]]):
 
     Example:
         >>> data = TensorData(torch.arange(8).view(4, 2), torch.tensor([0, 1, 0, 1]), torch.tensor([3, 1]))
-        >>> len(data), data.__getitems__(torch.tensor([0]))
+        >>> len(data), data.batch(torch.tensor([0]))
         (2, [tensor([[6, 7]]), tensor([1])])
     """
 
@@ -67,17 +69,22 @@ class TensorData(Dataset[list[Tensor]]):
 
     @override
     def __getitem__(self, index: int) -> list[Tensor]:
-        return [column[0] for column in self.__getitems__(torch.tensor([index]))]
+        return [column[0] for column in self.batch(torch.tensor([index]))]
 
-    def __getitems__(self, index: Tensor) -> list[Tensor]:
+    def batch(self, index: Tensor) -> list[Tensor]:
+        """Return the samples at the positions ``index`` ``(b,)``, as columns ``[x, y]`` or ``[x, y, task]``."""
         at = self.indices[index]
         batch = [self.inputs.index_select(0, at), self.targets.index_select(0, at)]
         return batch if self.tasks is None else [*batch, self.tasks[index]]
 
-    def subset(self, index: Tensor) -> "TensorData":
+    def subset(self, index: Tensor) -> Self:
         """The part of this part at the positions ``index``; shares the storage."""
-        tasks = None if self.tasks is None else self.tasks[index]
-        return TensorData(self.inputs, self.targets, self.indices[index], tasks)
+        return self._replaced(self.indices[index], None if self.tasks is None else self.tasks[index])
+
+    def _replaced(self, indices: Tensor, tasks: Tensor | None) -> Self:
+        part = copy(self)
+        part.indices, part.tasks = indices, tasks
+        return part
 
 
 class StreamBatch(list[Any]):
@@ -103,14 +110,15 @@ def shuffled_batches(
         Index tensors ``(b,)``, ``b <= batch_size``.
 
     Example:
-        >>> [batch.tolist() for batch in shuffled_batches(5, 2, seed=0)]
-        [[4, 0], [2, 3], [1]]
+        >>> batches = shuffled_batches(5, 2, seed=0)
+        >>> [len(batch) for batch in batches], torch.cat(batches).sort().values
+        ([2, 2, 1], tensor([0, 1, 2, 3, 4]))
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    parts = list(order.split(batch_size * world_size))
+    parts = list(torch.split(order, batch_size * world_size))
     if drop_last and len(parts) > 1 and len(parts[-1]) < batch_size * world_size:
         parts.pop()
-    if parts and len(parts[-1]) < world_size:
+    if len(parts[-1]) < world_size:
         parts[-1] = torch.cat([parts[-1], order.repeat(world_size)])[:world_size]
     return [part[rank::world_size] for part in parts]
 
@@ -118,15 +126,15 @@ def shuffled_batches(
 def sharded_batches(count: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[Tensor]:
     """Cut ``range(count)`` into batches for one rank, every index on exactly one rank (no padding).
 
-    Ranks get equally many batches (as long as there are samples for it), so that nobody waits for a batch that
-    does not come; their sizes differ by at most one within a rank.
+    If there is a sample for each rank, all get equally many batches, so that nobody waits for one that does not come;
+    their sizes differ by at most one. (With several ranks and ``batch_size`` 1, one batch of a rank may have to be 2.)
 
     Example:
         >>> [[b.tolist() for b in sharded_batches(5, 2, rank, 2)] for rank in (0, 1)]
         [[[0, 2], [4]], [[1], [3]]]
     """
-    shard = torch.arange(rank, count, world_size)
-    batches = math.ceil(math.ceil(count / world_size) / batch_size)
+    shard = torch.arange(count)[rank::world_size]
+    batches = min(math.ceil(math.ceil(count / world_size) / batch_size), count // world_size)
     return [part for part in shard.tensor_split(max(batches, 1)) if len(part)]
 
 
@@ -145,11 +153,11 @@ class _SeededFetch(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index]
 
-    def __getitems__(self, seed_and_index: tuple[int, Tensor]) -> Any:
+    def __getitems__(self, seed_and_index: tuple[int, list[int]]) -> Any:
         seed, index = seed_and_index
         with isolated_rng():
             seed_generators(seed)
-            return self.collate([self.dataset[i] for i in index.tolist()])
+            return self.collate([self.dataset[i] for i in index])
 
 
 def _identity(batch: Any) -> Any:
@@ -163,12 +171,12 @@ class StreamLoader:
     epoch goes on with the batch that comes next.
 
     Args:
-        dataset: A data set with ``__getitems__(index tensor) -> batch``, or any map-style data set.
+        dataset: A :class:`TensorData`, or any map-style data set.
         batches: Function of the epoch that returns the batches as index tensors.
         length: Number of batches.
         epoch: Function that tells the epoch; asked when the first batch is fetched.
         seed: Seed of random per-sample transforms; mixed with the epoch and the number of the batch.
-        num_workers: Worker processes; only used for data sets without ``__getitems__``.
+        num_workers: Worker processes; not used for :class:`TensorData`.
         before_first: Called right before the first batch is fetched.
     """
 
@@ -208,9 +216,9 @@ class StreamLoader:
             yield batch
 
     def _fetch(self, batches: Sequence[Tensor], epoch: int, start: int) -> Iterator[Any]:
-        if hasattr(self.dataset, "__getitems__"):
-            return map(self.dataset.__getitems__, batches)
-        seeded = [(derive_seed(self.seed, epoch, start + i), index) for i, index in enumerate(batches)]
+        if isinstance(self.dataset, TensorData):
+            return map(self.dataset.batch, batches)
+        seeded = [(derive_seed(self.seed, epoch, start + i), index.tolist()) for i, index in enumerate(batches)]
         loader = DataLoader(
             _SeededFetch(self.dataset, default_collate),
             batch_sampler=cast(Any, seeded),
@@ -227,7 +235,7 @@ class StreamLoader:
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Let the next pass begin after the batches that were handed out."""
-        self._resume_at = state_dict["position"]
+        self.position = self._resume_at = state_dict["position"]
 
 
 class ChainLoader:
@@ -292,8 +300,8 @@ class StreamDataModule(LightningDataModule):
         task_labels: Add the task label as a third column to each batch (task-incremental scenario).
         drop_last: Leave out a last training batch that is not full.
         num_workers: Worker processes; only used where samples are read one by one.
-        mean: Per-channel mean that is subtracted after scaling to ``[0, 1]``.
-        std: Per-channel standard deviation that is divided by.
+        mean: Mean that is subtracted after scaling ``uint8`` to ``[0, 1]``: one, or one per channel.
+        std: Standard deviation that is divided by: one, or one per channel.
         augment: Applied to training batches on the device before normalisation, ``(B, *input_shape)`` to the same.
 
     Raises:
@@ -328,8 +336,14 @@ class StreamDataModule(LightningDataModule):
                 raise ValueError(f"`{name}` must be 1 or more, got {value}.")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"`val_fraction` must be in [0, 1), got {val_fraction}.")
-        if num_workers < 0:
-            raise ValueError(f"`num_workers` must be 0 or more, got {num_workers}.")
+        for name, count in (("num_workers", num_workers), ("seed", default_seed(seed))):
+            if count < 0:
+                raise ValueError(f"`{name}` must be 0 or more, got {count}.")
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, *input_shape[:1]):
+                raise ValueError(f"`{name}` must hold one value, or one per channel of {input_shape}, got {values}.")
+        if not all(value > 0 for value in std):
+            raise ValueError(f"`std` must be above 0, got {std}.")
         self.classes = [tuple(int(c) for c in group) for group in classes]
         self.num_classes = num_classes
         self.input_shape = tuple(input_shape)
@@ -341,10 +355,11 @@ class StreamDataModule(LightningDataModule):
         self.task_labels = task_labels
         self.drop_last = drop_last
         self.num_workers = num_workers
-        # uint8 -> float, /255, -mean, /std in two operations
+        # (x / 255 - mean) / std in two operations
         shape = (-1, *[1] * (len(self.input_shape) - 1))
         self._scale = 1 / (255 * torch.tensor(std, dtype=torch.float32).view(shape))
-        self._shift = -torch.tensor(mean, dtype=torch.float32).view(shape) / torch.tensor(std).view(shape)
+        self._shift = -255 * torch.tensor(mean, dtype=torch.float32).view(shape) * self._scale
+        self._normalizes = set(mean) != {0} or set(std) != {1}
         self.augment = augment
         self.evaluated: Sequence[int] = range(len(classes))
         self.before_first_batch: Callable[[], None] | None = None
@@ -375,16 +390,19 @@ class StreamDataModule(LightningDataModule):
 
     @current.setter
     def current(self, index: int) -> None:
-        if not 0 <= index < len(self):
-            raise IndexError(f"There is no experience {index}: `current` must be in [0, {len(self)}).")
+        self._check_index("current", index)
         self._current = index
+
+    def _check_index(self, name: str, index: int) -> None:
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no experience {index}: `{name}` must be in [0, {len(self)}).")
 
     @property
     def seen_classes(self) -> tuple[int, ...]:
         """Labels of the current and all earlier experiences, in order of appearance."""
         return tuple(dict.fromkeys(c for group in self.classes[: self.current + 1] for c in group))
 
-    @property
+    @cached_property
     def experiences(self) -> list[Experience]:
         """The experiences with their sizes (reads the data)."""
         return [
@@ -393,28 +411,33 @@ class StreamDataModule(LightningDataModule):
                 classes=group,
                 task_label=i if self.task_labels else None,
                 num_train=len(self.part(i, "train")),
-                num_val=len(self.part(i, "val")) if self.val_fraction else 0,
+                num_val=len(self.part(i, "val")),
                 num_test=len(self.part(i, "test")),
             )
             for i, group in enumerate(self.classes)
         ]
 
     def part(self, experience: int, name: str) -> Any:
-        """Return the data set of one experience and part: ``train``, ``val`` or ``test``."""
+        """Return the data set of one experience and part: ``train``, ``val`` (may be empty) or ``test``.
+
+        Raises:
+            ValueError: If there is no such part, or no sample in it.
+            IndexError: If there is no such experience.
+        """
+        if name not in ("train", "val", "test"):
+            raise ValueError(f"`name` must be 'train', 'val' or 'test', got {name!r}.")
+        self._check_index("experience", experience)
         key = (experience, name)
         if key not in self._parts:
-            if name not in ("train", "val", "test"):
-                raise ValueError(f"`name` must be 'train', 'val' or 'test', got {name!r}.")
-            data = self.dataset(experience, train=name != "test")
-            if self.val_fraction and name != "test":
-                order = torch.randperm(
-                    len(cast(Sized, data)),
-                    generator=torch.Generator().manual_seed(derive_seed(self.seed, experience)),
-                )
-                held_out = int(len(order) * self.val_fraction)
+            data: Any = self.dataset(experience, train=name != "test")
+            held_out = int(len(data) * self.val_fraction)
+            if name == "val" or (name == "train" and held_out):
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, experience))
+                order = torch.randperm(len(data), generator=generator)
                 data = _subset(data, (order[:held_out] if name == "val" else order[held_out:]).sort().values)
-            if not len(cast(Sized, data)) and name != "val":
-                raise ValueError(f"Experience {experience} (classes {self.classes[experience]}) has no {name} sample.")
+            if not len(data) and name != "val":
+                group = self.classes[experience]
+                raise ValueError(f"Experience {experience} has no {name} sample: leave {group} out of `classes`.")
             self._parts[key] = _with_task(data, experience) if self.task_labels else data
         return self._parts[key]
 
@@ -437,6 +460,21 @@ class StreamDataModule(LightningDataModule):
 
     # -- loaders ------------------------------------------------------------------------------------------------
 
+    @override
+    def setup(self, stage: str) -> None:
+        """Look at the data of all experiences before any training.
+
+        Raises:
+            ValueError: If an experience has no sample, or less than one for each process.
+        """
+        world_size = self._rank[1]
+        for e in self.experiences if stage == "fit" else ():
+            if (fewest := min(e.num_train, e.num_val or world_size, e.num_test)) < world_size:
+                raise ValueError(
+                    f"Experience {e.index} has a part of {fewest} sample(s), too few for {world_size} processes: set "
+                    f"`devices` and `num_nodes` so that there are {fewest} or less."
+                )
+
     @property
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -453,10 +491,6 @@ class StreamDataModule(LightningDataModule):
     def train_dataloader(self) -> StreamLoader:
         data = self._training_part("train")
         rank, world_size = self._rank
-        global_batch = self.batch_size * world_size
-        length = math.ceil(len(data) / global_batch)
-        if self.drop_last and length > 1:
-            length = len(data) // global_batch
         seed = derive_seed(self.seed, self.current)
 
         def batches(epoch: int) -> list[Tensor]:
@@ -466,7 +500,7 @@ class StreamDataModule(LightningDataModule):
         return StreamLoader(
             data,
             batches,
-            length,
+            len(batches(0)),
             epoch=lambda: self.trainer.current_epoch if self.trainer is not None else 0,
             seed=derive_seed(seed, rank),
             num_workers=self.num_workers,
@@ -507,19 +541,27 @@ class StreamDataModule(LightningDataModule):
         """Turn a batch as it is stored into what the model gets: augmented if asked for, scaled, normalised.
 
         Args:
-            batch: ``[x, ...]`` on the device, ``x`` ``(B, *input_shape)``; only ``uint8`` inputs are scaled.
+            batch: ``[x, ...]`` on the device, ``x`` ``(B, *input_shape)``. Of ``uint8`` inputs 255 counts as 1.
             augment: Apply ``augment`` first.
 
         Returns:
             ``[x, ...]``, ``x`` in the floating type that the trainer's precision works with.
+
+        Raises:
+            TypeError: If the batch is no list or tuple of tensors.
         """
+        if not isinstance(batch, list | tuple) or not isinstance(batch[0], Tensor):
+            kind = type(batch[0] if isinstance(batch, list | tuple) else batch).__name__
+            raise TypeError(f"`dataset` must return samples (x, y) with a tensor x, got a {kind}.")
         x, *rest = batch
         if augment and self.augment is not None:
             x = self.augment(x)
+        if self._scale.device != x.device:
+            self._scale, self._shift = self._scale.to(x.device), self._shift.to(x.device)
         if x.dtype == torch.uint8:
-            if self._scale.device != x.device:
-                self._scale, self._shift = self._scale.to(x.device), self._shift.to(x.device)
             x = x.to(torch.float32).mul_(self._scale).add_(self._shift)
+        elif self._normalizes:
+            x = x * (255 * self._scale) + self._shift
         if self.trainer is not None:
             x = self.trainer.precision_plugin.convert_input(x)
         return [x, *rest]
@@ -590,28 +632,35 @@ class ClassStream(StreamDataModule):
         if train not in self._loaded:
             inputs, targets = self.load(train)
             if tuple(inputs.shape[1:]) != self.input_shape:
-                raise ValueError(f"Samples must be of shape {self.input_shape}, got {tuple(inputs.shape[1:])}.")
-            if out := sorted(set(targets.unique().tolist()) - set(range(self.num_classes))):
+                shape = tuple(inputs.shape[1:])
+                raise ValueError(f"`input_shape` is {self.input_shape}, and the samples are of shape {shape}.")
+            labels, classes = set(targets.tolist()), set(range(self.num_classes))
+            if out := sorted(labels - classes):
                 raise ValueError(f"Labels must be in [0, {self.num_classes}) (`num_classes`), got {out}.")
+            if train and (empty := sorted(classes - labels)):
+                raise ValueError(f"`num_classes` is {self.num_classes}, and there is no training sample of {empty}.")
             self._loaded[train] = TensorData(inputs, targets)
         data = self._loaded[train]
         return data.subset(torch.isin(data.targets, torch.tensor(self.classes[experience])).nonzero().flatten())
 
 
 def _subset(data: Any, index: Tensor) -> Any:
-    return data.subset(index) if isinstance(data, TensorData) else torch.utils.data.Subset(data, index.tolist())
+    return data.subset(index) if isinstance(data, TensorData) else Subset(data, index.tolist())
 
 
 def _with_task(data: Any, task: int) -> Any:
     if isinstance(data, TensorData):
-        return TensorData(data.inputs, data.targets, data.indices, torch.full((len(data),), task))
+        return data._replaced(data.indices, torch.full((len(data),), task))
     return _WithTask(data, task)
 
 
 def _concatenated(parts: list[Any]) -> Any:
-    if len(parts) == 1:
-        return parts[0]
-    if all(isinstance(part, TensorData) and part.inputs is parts[0].inputs for part in parts):
-        tasks = None if parts[0].tasks is None else torch.cat([part.tasks for part in parts])
-        return TensorData(parts[0].inputs, parts[0].targets, torch.cat([part.indices for part in parts]), tasks)
-    return torch.utils.data.ConcatDataset(parts)
+    first = parts[0]
+    if len(parts) > 1 and all(isinstance(part, TensorData) and _share(part, first) for part in parts):
+        tasks = None if first.tasks is None else torch.cat([part.tasks for part in parts])
+        return first._replaced(torch.cat([part.indices for part in parts]), tasks)
+    return first if len(parts) == 1 else ConcatDataset(parts)
+
+
+def _share(one: TensorData, other: TensorData) -> bool:
+    return one.inputs is other.inputs and torch.equal(one.targets, other.targets)

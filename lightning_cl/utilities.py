@@ -12,13 +12,14 @@ from torch import nn
 
 
 def derive_seed(*numbers: int) -> int:
-    """Mix non-negative integers into one seed, so that (1, 2) and (2, 1) are unrelated.
+    """Mix non-negative integers into one seed, so that those of (1, 2), (2, 1), (1,) and (1, 0) are unrelated.
 
     Example:
         >>> derive_seed(0, 1) == derive_seed(0, 1), derive_seed(0, 1) == derive_seed(1, 0)
         (True, False)
     """
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    first, *rest = numbers  # as further entropy, trailing zeros would not count
+    return int(np.random.SeedSequence(first, spawn_key=rest).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def default_seed(seed: int | None) -> int:
@@ -64,7 +65,7 @@ def get_rng_state() -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
         "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "python": random.getstate(),
     }

@@ -1,5 +1,6 @@
 """Elastic weight consolidation (EWC): pull each weight back in proportion to its importance for the past."""
 
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import torch
@@ -59,7 +60,7 @@ class EWC(ContinualCallback):
         unpack: Unpack | None = None,
     ) -> None:
         super().__init__()
-        if strength < 0:
+        if not strength >= 0:
             raise ValueError(f"`strength` must be 0 or more, got {strength}.")
         if estimator not in get_args(Estimator):
             raise ValueError(f"`estimator` must be one of {get_args(Estimator)}, got {estimator!r}.")
@@ -77,8 +78,11 @@ class EWC(ContinualCallback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self.strength:
-            self.anchor.add_gradient(pl_module.named_parameters(), self.strength)
+        parameters: Iterable[tuple[str, Tensor]] = pl_module.named_parameters()
+        if len(trainer.optimizers) > 1:  # what another optimizer steps with gets its penalty then
+            own = {p for group in optimizer.param_groups for p in group["params"]}
+            parameters = ((name, p) for name, p in parameters if p in own)
+        self.anchor.add_gradient(parameters, self.strength)
 
     @override
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:

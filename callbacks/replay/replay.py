@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
@@ -59,6 +59,8 @@ class Replay(ContinualCallback):
             raise ValueError(f"`batch_size` must be 0 or more, or None for that of the batch, got {batch_size}.")
         if insert_epochs not in ("first", "all"):
             raise ValueError(f"`insert_epochs` must be 'first' or 'all', got {insert_epochs!r}.")
+        if seed is not None and seed < 0:
+            raise ValueError(f"`seed` must be 0 or more, or None, got {seed}.")
         if policy not in POLICIES:
             raise ValueError(f"`policy` must be one of {sorted(POLICIES)}, got {policy!r}.")
         self.capacity = capacity
@@ -69,16 +71,26 @@ class Replay(ContinualCallback):
         self.memory = Memory(capacity, policy, derive_seed(self.seed, 0))
         self._draws = 0
         self._offered: dict[str, Tensor] = {}
+        self._replayed = 0  # samples added to the current batch
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         columns = columns_of(batch, "Replay")
+        current = len(next(iter(columns.values()))) - self._replayed_by_others(trainer)
         if self.insert_epochs == "all" or self.epoch_of_experience(trainer) == 0:
-            self._offered = dict(zip(columns, batch.raw, strict=True)) if isinstance(batch, StreamBatch) else columns
-        wanted = len(next(iter(columns.values()))) if self.batch_size is None else self.batch_size
+            raw = batch.raw if isinstance(batch, StreamBatch) else [column[:current] for column in columns.values()]
+            self._offered = dict(zip(columns, raw, strict=True))
+        self._replayed = 0
+        wanted = current if self.batch_size is None else self.batch_size
         if wanted and len(self.memory):
             drawn = self._draw(trainer, wanted)
+            self._replayed = len(next(iter(drawn.values())))
             replace_columns(batch, {name: torch.cat([column, drawn[name]]) for name, column in columns.items()})
+
+    def _replayed_by_others(self, trainer: Trainer) -> int:
+        """How many rows, at the end of the batch, were added by the instances that come before this one."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return sum(c._replayed for c in callbacks[: callbacks.index(self)] if isinstance(c, Replay))
 
     def _draw(self, trainer: Trainer, count: int) -> dict[str, Tensor]:
         """Draw samples as ``training_step`` gets them: what is drawn depends on (seed, rank, number of the draw) only."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -26,8 +26,8 @@ class Classifier(LightningModule):
         input_shape: ``(C, H, W)`` of a sample; told to timm models as ``in_chans`` and, to those that ask for it,
             ``img_size``.
         backbone_args: Further arguments of the timm model, e.g. ``{pretrained: true}``.
-        loss_classes: Classes that compete in the loss: ``"all"``, those ``"seen"`` so far, or those of the ``"current"``
-            experience. A label in the batch always competes (replayed samples bring classes of earlier experiences).
+        loss_classes: Classes that compete in the loss: ``"all"``, those ``"seen"`` so far, or those of the
+            ``"current"`` experience. A label in the batch always competes (replayed samples bring earlier classes).
         optimizer: Makes the optimizer of each experience from the parameters.
         lr_scheduler: Makes its scheduler, stepped once per epoch.
 
@@ -50,6 +50,8 @@ class Classifier(LightningModule):
         super().__init__()
         if loss_classes not in ("all", "seen", "current"):
             raise ValueError(f"`loss_classes` must be 'all', 'seen' or 'current', got {loss_classes!r}.")
+        if backbone_args and not isinstance(backbone, str):
+            raise ValueError("`backbone_args` are those of a timm model: make `backbone` with them, or give its name.")
         if isinstance(backbone, str):
             backbone = _timm_model(backbone, num_classes, input_shape, backbone_args or {})
         self.backbone = backbone
@@ -65,20 +67,22 @@ class Classifier(LightningModule):
         return scores
 
     def loss(self, scores: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy among the classes that ``loss_classes`` admits."""
+        """Mean cross-entropy among the classes that ``loss_classes`` admits, in at least float32."""
+        if scores.dtype.itemsize < 4:
+            scores = scores.float()
         if self.loss_classes != "all":
             competing = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
             competing[list(self._admitted())] = True
             competing[y] = True
-            scores = scores.float().masked_fill(~competing, -torch.inf)
+            scores = scores.masked_fill(~competing, -torch.inf)
         return F.cross_entropy(scores, y)
 
     def _admitted(self) -> tuple[int, ...]:
         stream = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(stream, StreamDataModule):
             raise ValueError(
-                f"`loss_classes={self.loss_classes!r}` needs a stream that knows its classes: train with a StreamDataModule, "
-                "or set `loss_classes` to 'all'."
+                f"`loss_classes={self.loss_classes!r}` needs a stream that knows its classes: train with a "
+                "StreamDataModule, or set `loss_classes` to 'all'."
             )
         return stream.seen_classes if self.loss_classes == "seen" else stream.classes[stream.current]
 
@@ -115,7 +119,10 @@ class Classifier(LightningModule):
         optimizer = self.make_optimizer(self.parameters())
         if self.make_lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
+        scheduler = self.make_lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
 def _timm_model(name: str, num_classes: int, input_shape: tuple[int, ...] | None, extra: dict[str, Any]) -> nn.Module:

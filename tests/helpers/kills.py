@@ -1,15 +1,18 @@
-"""Kill a run with SIGKILL at random moments until it is through, and compare what is left with an undisturbed run.
+"""Kill a run at random moments until it is through, and compare what is left with an undisturbed run.
 
-The processes are real and the kills are real; they are forked from one process that has imported everything, so that a
+The processes are real and so are the signals; they are forked from one process that has imported everything, so that a
 trial costs what the run costs.
 
-    python -m tests.helpers.kills <folder> <scenario> <trials> <seed>
+    python -m tests.helpers.kills <folder> <scenario> <trials> <seed> [<signal>]
+
+With ``every`` in place of the number of trials, the run is resumed once from each checkpoint that it ever wrote.
 """
 
 import hashlib
 import importlib
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -22,8 +25,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_cl import RunLogger, fit_stream
+from lightning_cl.callbacks import EWC, Replay
 from lightning_cl.checkpoint import find_last
-from lightning_cl.callbacks import Replay
 from lightning_cl.datamodules import SplitDigits
 from lightning_cl.methods import Classifier
 
@@ -54,12 +57,16 @@ class Monitored(Classifier):
 
 
 SCENARIOS: dict[str, dict[str, Any]] = {
-    "epochs": {"callbacks": [lambda: Replay(capacity=60)]},
+    "epochs": {"callbacks": [lambda: Replay(capacity=60), lambda: EWC(strength=5.0, estimator="sampled")]},
     "steps": {
-        "callbacks": [lambda: Replay(capacity=60, insert_epochs="all")],
+        "callbacks": [lambda: Replay(capacity=60, insert_epochs="all"), lambda: EWC(mode="separate")],
         "checkpoint": {"every_n_train_steps": 3, "save_top_k": -1},
     },
-    "last_batch": {"callbacks": [lambda: Replay(capacity=60)], "checkpoint": {"every_n_train_steps": 4}, "val": 0.2},
+    "last_batch": {
+        "callbacks": [lambda: Replay(capacity=60)],
+        "checkpoint": {"every_n_train_steps": 4, "save_top_k": -1},
+        "val": 0.2,
+    },
     "monitored": {
         "model": Monitored,
         "callbacks": [lambda: Replay(capacity=60)],
@@ -94,7 +101,8 @@ def run(folder: Path, scenario: str) -> None:
         **{"max_epochs": 3, **spec.get("trainer", {})},
     )
     model = spec.get("model", Classifier)(10, "mlp", (1, 8, 8), DROPOUT, optimizer=sgd)
-    fit_stream(trainer, model, stream, ckpt_path="last", evaluate="all" if scenario == "epochs" else "seen")
+    evaluate = "all" if scenario == "epochs" else "seen"
+    fit_stream(trainer, model, stream, ckpt_path="last", evaluate=evaluate, keep_checkpoints="all")  # type: ignore[arg-type]
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -131,35 +139,61 @@ def finish(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main(folder: Path, scenario: str, trials: int, seed: int) -> int:
-    """Print a line per trial; the exit status is the number of trials that ended differently."""
-    rng = random.Random(seed)
+def undisturbed(folder: Path, scenario: str) -> dict[str, str]:
+    """Run the scenario once, with all that it imports on its way imported before the others are forked."""
     for module in ("matplotlib.backends.backend_agg", "rich.console", "rich.table", "sklearn.datasets", "timm"):
         importlib.import_module(module)
-    began = time.monotonic()
     assert finish(start(folder / "undisturbed", scenario)) == 0, (folder / "undisturbed.txt").read_text()
+    return digest(folder / "undisturbed")
+
+
+def compare(target: Path, scenario: str, expected: dict[str, str]) -> list[str]:
+    """Go on with a run to its end; what differs from the undisturbed one."""
+    if finish(start(target, scenario)):
+        return [target.with_suffix(".txt").read_text()]
+    found = digest(target)
+    return [name for name in expected if found.get(name) != expected[name]]
+
+
+def kill_at_random(folder: Path, scenario: str, trials: int, seed: int, number: signal.Signals) -> int:
+    """Print a line per trial; return the number of trials that ended differently."""
+    rng, bad = random.Random(seed), 0
+    expected = undisturbed(folder, scenario)
+    began = time.monotonic()
+    finish(start(folder / "again", scenario))
     duration = time.monotonic() - began
-    expected = digest(folder / "undisturbed")
-    bad = 0
     for trial in range(trials):
-        target = folder / f"trial_{trial}"
-        kills = []
+        target, kills = folder / f"trial_{trial}", []
         for _ in range(rng.choice((1, 1, 2, 4))):
             pid = start(target, scenario)
             delay = rng.uniform(0.0, duration)
             time.sleep(delay)
-            os.kill(pid, signal.SIGKILL)
-            newest = find_last([target / "checkpoints"]) if finish(pid) < 0 else "was through"
-            kills.append(f"{delay:.2f} ({newest.name if isinstance(newest, Path) else newest})")
-        status = finish(start(target, scenario))
-        found = digest(target) if status == 0 else {}
-        different = [name for name in expected if found.get(name) != expected[name]]
+            os.kill(pid, number)
+            newest = find_last([target / "checkpoints"]) if finish(pid) else "was through"
+            kills.append(f"{delay:.2f} s ({newest.name if isinstance(newest, Path) else newest})")
+        different = compare(target, scenario, expected)
         bad += bool(different)
-        print(f"{scenario} {trial}: killed at {', '.join(kills)} of {duration:.2f} s: {different or 'equal'}", flush=True)
-        if status:
-            print((target.with_suffix(".txt")).read_text(), flush=True)
+        print(f"{scenario} {trial}: {number.name} at {', '.join(kills)}: {' '.join(different) or 'equal'}", flush=True)
+    return bad
+
+
+def resume_from_each(folder: Path, scenario: str) -> int:
+    """Print a line per checkpoint; return the number of those from which the run ended differently."""
+    bad, expected = 0, undisturbed(folder, scenario)
+    for i, checkpoint in enumerate(sorted((folder / "undisturbed" / "checkpoints").glob("*.ckpt"))):
+        target = folder / f"trial_{i}"
+        (target / "checkpoints").mkdir(parents=True)
+        shutil.copy(folder / "undisturbed" / "metrics.csv", target)
+        shutil.copy(checkpoint, target / "checkpoints")
+        different = compare(target, scenario, expected)
+        bad += bool(different)
+        print(f"{scenario} {checkpoint.name}: {' '.join(different) or 'equal'}", flush=True)
     return bad
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    place, name, trials, *rest = sys.argv[1:]
+    if trials == "every":
+        sys.exit(resume_from_each(Path(place), name))
+    which = signal.Signals[rest[1]] if len(rest) > 1 else signal.SIGKILL
+    sys.exit(kill_at_random(Path(place), name, int(trials), int(rest[0]), which))

@@ -1,0 +1,239 @@
+"""What every plugin is put through: the plugins, found by inspection, and a stream and a module that are tiny.
+
+A new plugin needs a line here only where the rules below do not suffice: an argument named ``strength`` is off at 0.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_cl import ClassStream, ContinualCallback, StreamDataModule, StreamResult, fit_stream
+from lightning_cl.shipped import import_plugins, plugins
+
+
+class Case(NamedTuple):
+    """How a callback is made for the contracts.
+
+    Attributes:
+        acts: Arguments with which it changes the second experience of the tiny stream.
+        inert: Arguments with which it is fine-tuning; ``None`` is ``strength=0``.
+        other: Arguments of a second instance beside the first.
+    """
+
+    acts: Mapping[str, Any] = {}
+    inert: Mapping[str, Any] | None = None
+    other: Mapping[str, Any] = {"strength": 0.5}
+
+
+CALLBACKS = {
+    "EWC": Case({"strength": 2.0}, other={"strength": 3.0, "mode": "separate"}),
+    "Replay": Case({"capacity": 10}, {"capacity": 10, "batch_size": 0}, {"capacity": 6, "seed": 1}),
+}
+METHODS: dict[str, Mapping[str, Any]] = {
+    "Classifier": {"num_classes": 4, "backbone": "mlp", "input_shape": (1, 8, 8), "backbone_args": {"hidden": (16,)}},
+}
+NOT_EMBEDDED = {"SplitFashionMNIST": "needs files that are downloaded"}
+LIGHTNINGS_OWN_WARNINGS = [
+    pytest.mark.filterwarnings(f"ignore:{text}")
+    for text in (
+        "The '.*_dataloader' does not have many workers",
+        "The number of training batches",
+        "`isinstance.treespec, LeafSpec.` is deprecated",
+        "You passed in a `val_dataloader` but have no `validation_step`",
+        "The dirpath has changed from",
+    )
+]
+ANY_VALUE: dict[str, str] = {}  # "Class.argument" of a number that may be -1, or a word that may be any: why
+
+
+# -- the plugins --------------------------------------------------------------------------------------------------------
+
+
+def found(base: type) -> list[type]:
+    """The public, concrete subclasses of ``base`` that plugins define, sorted by name."""
+    import_plugins()
+    roots = tuple(package.__name__ for package in plugins())
+    modules = [m for name, m in sys.modules.items() if name in roots or name.startswith(tuple(r + "." for r in roots))]
+    classes = {
+        cls
+        for module in modules
+        for name, cls in vars(module).items()
+        if isinstance(cls, type) and issubclass(cls, base) and cls.__module__ == module.__name__
+        if not name.startswith("_") and not inspect.isabstract(cls)
+    }
+    return sorted(classes, key=lambda cls: cls.__qualname__)
+
+
+CONTINUAL = found(ContinualCallback)
+STREAMS = found(StreamDataModule)
+MODELS = found(LightningModule)
+
+
+def make(cls: type, role: Literal["acts", "inert", "other"] = "acts") -> Any:
+    """An instance of a continual callback for the contracts."""
+    case = CALLBACKS.get(cls.__name__, Case())
+    if role == "inert" and case.inert is None:
+        assert "strength" in inspect.signature(cls).parameters, f"tell CALLBACKS how {cls.__name__} does nothing"
+        return cls(**{**case.acts, "strength": 0.0})
+    return cls(**(getattr(case, role) or {}))
+
+
+def bad_arguments(cls: type) -> Iterator[tuple[str, Any]]:
+    """A value out of range for each number and each choice among the arguments."""
+    hints = get_type_hints(cls.__init__)
+    for name in inspect.signature(cls).parameters:
+        hint = hints.get(name)
+        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if f"{cls.__name__}.{name}" in ANY_VALUE:
+            continue
+        if any(get_origin(member) is Literal for member in members):
+            yield name, "no such choice"
+        elif any(member in (int, float) for member in members):
+            yield name, -1
+
+
+# -- what they are tried on ---------------------------------------------------------------------------------------------
+
+
+def samples(train: bool, per_class: int = 12) -> tuple[Tensor, Tensor]:
+    """Noisy pictures of four classes ``(N, 1, 8, 8)``, uint8, and their labels."""
+    generator = torch.Generator().manual_seed(int(train))
+    y = torch.arange(4).repeat(per_class)
+    x = torch.randint(0, 128, (len(y), 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for c in range(4):
+        x[y == c, :, 2 * c : 2 * c + 2] += 127
+    return x, y
+
+
+def scaled(x: Tensor) -> Tensor:
+    """Inputs as the stream scales them, in float32, as float64."""
+    return (x.float() * (1 / torch.tensor(255.0))).double()
+
+
+def jitter(x: Tensor) -> Tensor:
+    """An augmentation that draws from the global generator."""
+    return x.roll(int(torch.randint(-1, 2, (1,))), -1)
+
+
+class TinyStream(ClassStream):
+    """Two experiences of two classes, with 24 samples to train and 8 to test each."""
+
+    def __init__(self, num_experiences: int = 2, **kwargs: Any) -> None:
+        super().__init__(4, (1, 8, 8), num_experiences, **{"batch_size": 8, "seed": 0, **kwargs})
+
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        return samples(train, 12 if train else 4)
+
+
+class PlainData(LightningDataModule):
+    """Ordinary data loaders, one task after another; knows nothing of streams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task = 0
+
+    def train_dataloader(self) -> Any:
+        x, y = samples(train=True)
+        chosen = y // 2 == self.task
+        return DataLoader(TensorDataset(x[chosen] / 255, y[chosen]), batch_size=8, shuffle=True)
+
+
+class Net(LightningModule):
+    """Somebody's module: no ``test_step``, nothing of ours."""
+
+    def __init__(self, drop: float = 0.2, lr: float = 0.2) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Dropout(drop), nn.Linear(12, 4))
+        self.lr = lr
+        self.made: list[torch.optim.Optimizer] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        self.made.append(torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.5))
+        return self.made[-1]
+
+
+def trainer(callbacks: Sequence[Callback] = (), **kwargs: Any) -> Trainer:
+    """A trainer that says and writes nothing."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(
+        **{
+            **quiet,
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 2,
+            "enable_model_summary": False,
+            "callbacks": list(callbacks),
+            **kwargs,
+        }
+    )
+
+
+class Learned(NamedTuple):
+    """What is left of a run."""
+
+    module: LightningModule
+    trainer: Trainer
+    result: StreamResult | None
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.module.named_parameters()}
+
+
+def seeded(make_module: Any = Net, **kwargs: Any) -> Any:
+    """A module whose weights, and what is drawn after it, are always the same."""
+    L.seed_everything(1, verbose=False)
+    return make_module(**kwargs)
+
+
+def learn(
+    callbacks: Sequence[Callback] = (),
+    module: Any = None,
+    stream: StreamDataModule | None = None,
+    ckpt_path: Any = None,
+    **kwargs: Any,
+) -> Learned:
+    """Run a stream through ``fit_stream``."""
+    module = seeded() if module is None else module
+    run = trainer(callbacks, **kwargs)
+    stream = TinyStream(augment=jitter) if stream is None else stream
+    result = fit_stream(run, module, stream, ckpt_path, keep_checkpoints="all")
+    return Learned(getattr(module, "_orig_mod", module), run, result)
+
+
+def learn_plain(callbacks: Sequence[Callback] = (), module: Any = None, **kwargs: Any) -> Learned:
+    """Run two tasks as somebody would with their own loop: one ``trainer.fit`` a task, ordinary data loaders."""
+    module = seeded() if module is None else module
+    run, data = trainer(callbacks, **kwargs), PlainData()
+    for task in range(2):
+        data.task = task
+        run.fit_loop.max_epochs = 2 * (task + 1)
+        run.fit(module, datamodule=data)
+    return Learned(getattr(module, "_orig_mod", module), run, None)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two states are equal: bit for bit in tensors."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)

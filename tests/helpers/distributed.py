@@ -1,0 +1,98 @@
+"""Run every callback in two gloo processes and save what each rank ends with.
+
+    python -m tests.helpers.distributed <folder>
+
+Both processes are forked from one that has imported everything, as imports cost more than the runs.
+"""
+
+import os
+import socket
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_cl.callback import ContinualCallback, gather_objects, gather_rows, statistics_batches
+from tests.helpers.contracts import CONTINUAL, TinyStream, learn, make, seeded
+
+TWO = {"strategy": "ddp", "devices": 2}
+
+
+class Core(ContinualCallback):
+    """Uses what the base offers to methods that work in several processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, Any] = {}
+
+    def extra_loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any, outputs: Any) -> Tensor:
+        return pl_module(batch[0]).square().mean()  # another forward through shared weights
+
+    def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rank = trainer.global_rank
+        rows = torch.full((3 * rank, 2), rank, dtype=torch.uint8)  # rank 0 has none
+        self.found = {
+            "gathered": gather_rows(trainer, rows),
+            "objects": gather_objects(trainer, f"rank {rank}"),
+            "statistics": torch.cat([batch[0] for batch in statistics_batches(trainer)]),
+        }
+
+
+def run() -> dict[str, Any]:
+    """Everything one rank does."""
+    callbacks = {}
+    for cls in CONTINUAL:
+        callback = make(cls)
+        learned = learn([callback], seeded(drop=0.0), TinyStream(batch_size=4), precision="64-true", **TWO)
+        callbacks[cls.__name__] = {"weights": learned.weights, "state": callback.state_dict()}
+    core = Core()
+    stream = TinyStream(batch_size=4, eval_batch_size=5)
+    learned = learn([core], seeded(drop=0.0), stream, precision="64-true", **TWO)
+    return {"callbacks": callbacks, "core": {**core.found, "extra_loss": learned.weights}}
+
+
+def start(folder: Path, rank: int) -> int:
+    """Fork the process of a rank."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.environ["LOCAL_RANK"] = str(rank)
+            torch.save(run(), folder / f"{rank}.pt")
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return pid
+
+
+def main(folder: Path) -> int:
+    """Start both ranks; the exit status is 0 if both got through."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
+    pids = [start(folder, rank) for rank in (0, 1)]
+    status = 0
+    for _ in pids:  # the first that fails ends the other, which would wait for it
+        _, code = os.wait()
+        if code:
+            status = 1
+            for pid in pids:
+                try:
+                    os.kill(pid, 9)
+                except ProcessLookupError:
+                    pass
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

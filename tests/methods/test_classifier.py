@@ -1,0 +1,196 @@
+import re
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
+from torch import Tensor, nn
+
+from lightning_cl.datamodules import SplitDigits
+from lightning_cl.methods import Classifier
+from lightning_cl.stream import ClassStream, StreamDataModule
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")
+
+
+class Points(ClassStream):
+    """Four classes of three points each."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(4, (3,), 2, **kwargs)
+
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(int(train))
+        return torch.randint(256, (12, 3), generator=generator).to(torch.uint8), torch.arange(12) % 4
+
+
+def trainer(**kwargs: Any) -> lightning.Trainer:
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    return lightning.Trainer(accelerator="cpu", **quiet, **kwargs)
+
+
+def within(stream: StreamDataModule | None, model: Classifier) -> lightning.Trainer:
+    """Attach the module to a trainer; the caller keeps that alive."""
+    model.trainer = made = trainer()
+    made.datamodule = stream  # type: ignore[attr-defined]
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("loss_classes", "labels", "competing"),
+    [
+        ("all", [4, 5, 4], range(10)),
+        ("seen", [4, 5, 4], range(6)),
+        ("current", [4, 5, 4], [4, 5]),
+        ("current", [4, 0, 9], [4, 5, 0, 9]),  # replayed, and even of a class that is to come
+        ("seen", [4, 0, 9], [*range(6), 9]),
+    ],
+)
+def test_loss_is_among_the_competing_classes(
+    loss_classes: Any, labels: list[int], competing: list[int], dtype: torch.dtype
+) -> None:
+    stream = SplitDigits(num_experiences=5)
+    stream.current = 2
+    model = Classifier(10, nn.Identity(), loss_classes=loss_classes)
+    kept = within(stream, model)
+    scores = (torch.randn(3, 10, generator=torch.Generator().manual_seed(0)) * 20).to(dtype).requires_grad_()
+    loss = model.loss(scores, torch.tensor(labels))
+    s = scores.detach().double().exp()
+    expected = -sum((s[i, y] / s[i, list(competing)].sum()).log() for i, y in enumerate(labels)) / 3
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert scores.grad is not None
+    others = [c for c in range(10) if c not in competing]
+    assert scores.grad.isfinite().all()
+    assert not scores.grad[:, others].any()
+    assert kept is not None
+
+
+def test_loss_among_seen_classes_needs_a_stream() -> None:
+    model = Classifier(10, nn.Identity(), loss_classes="seen")
+    kept = within(None, model)
+    with pytest.raises(ValueError, match=r"^`loss_classes='seen'` needs a stream .* or set `loss_classes` to 'all'\.$"):
+        model.loss(torch.zeros(1, 10), torch.tensor([0]))
+    assert kept is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss_classes": "old"}, "`loss_classes` must be 'all', 'seen' or 'current', got 'old'."),
+        (
+            {"backbone": nn.Identity(), "backbone_args": {"hidden": [3]}},
+            "`backbone_args` are those of a timm model: make `backbone` with them, or give its name.",
+        ),
+        ({"backbone": "resnet18_slm"}, "`backbone`: timm has no model 'resnet18_slm'. Did you mean 'resnet18_slim' or "),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        Classifier(10, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "shape", "extra"),
+    [
+        ("mlp", (1, 8, 8), {"hidden": [7, 5]}),
+        ("resnet18_slim", (3, 16, 16), {}),
+        ("resnet32_cifar", (1, 16, 16), None),
+        ("vit_tiny_patch16_224", (1, 32, 32), {"depth": 1}),  # one of timm's that is made for one size of images
+    ],
+)
+def test_timm_models_fit_the_samples(backbone: str, shape: tuple[int, ...], extra: dict[str, Any] | None) -> None:
+    model = Classifier(7, backbone, shape, extra)
+    assert model(torch.zeros(2, *shape)).shape == (2, 7)
+    if backbone == "mlp":
+        widths = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
+        assert widths == [7, 5, 7]
+
+
+def test_any_module_is_taken_as_it_is() -> None:
+    net = nn.Linear(3, 4)
+    model = Classifier(num_classes=4, backbone=net)
+    x = torch.randn(2, 3)
+    assert model.backbone is net
+    assert model.num_classes == 4
+    assert torch.equal(model(x), net(x))
+    assert [name for name, _ in model.named_parameters()] == ["backbone.weight", "backbone.bias"]
+
+
+def test_each_experience_has_its_own_optimizer_and_scheduler() -> None:
+    model = Classifier(
+        4,
+        nn.Linear(3, 4),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.5),
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1),
+    )
+    made = [model.configure_optimizers() for _ in range(2)]
+    for configured in made:
+        assert isinstance(configured["optimizer"], torch.optim.Adam)
+        assert configured["lr_scheduler"].optimizer is configured["optimizer"]
+        assert configured["lr_scheduler"].get_last_lr() == [0.5]
+        assert configured["optimizer"].param_groups[0]["params"] == list(model.parameters())
+    assert made[0]["optimizer"] is not made[1]["optimizer"]
+    assert isinstance(Classifier(4, nn.Linear(3, 4)).configure_optimizers(), torch.optim.SGD)
+
+
+def test_plateau_scheduler_looks_at_what_it_monitors() -> None:
+    """With patience 0 and a threshold that nothing passes, each epoch but the first shrinks the rate tenfold."""
+    model = Classifier(
+        4,
+        nn.Linear(3, 4),
+        lr_scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, "val_loss", patience=0, threshold=1e9, threshold_mode="abs"),
+    )
+    fit = trainer(max_epochs=3, num_sanity_val_steps=0)
+    fit.fit(model, datamodule=Points(val_fraction=0.5, mean=[0.5], std=[0.5]))
+    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 * 0.1**2)
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+def test_fine_tuning_equals_a_loop_by_hand() -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(3, 4)
+    weight, bias = net.weight.detach().clone().requires_grad_(), net.bias.detach().clone().requires_grad_()
+    stream = Points(batch_size=2, seed=3)
+    trainer(max_epochs=1).fit(Classifier(4, net), datamodule=stream)
+
+    optimizer = torch.optim.SGD([weight, bias], lr=0.05)
+    other = Points(batch_size=2, seed=3)
+    for x, y in other.train_dataloader():
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(nn.functional.linear(x.float() * (1 / 255), weight, bias), y).backward()
+        optimizer.step()
+    assert torch.equal(net.weight, weight)
+    assert torch.equal(net.bias, bias)
+
+
+def test_evaluation_weighs_samples_not_batches() -> None:
+    torch.manual_seed(0)
+    model = Classifier(4, nn.Linear(3, 4))
+    stream = Points(val_fraction=0.9, eval_batch_size=2)  # batches of 2, 2, 1 and of 2, 1
+    run = trainer()
+    ((whole, y),) = ([torch.cat(column) for column in zip(*stream.val_dataloader(), strict=True)],)
+    with torch.no_grad():
+        scores = model(whole.float() / 255)
+    (measured,) = run.validate(model, datamodule=stream, verbose=False)
+    assert measured["val_acc"] == pytest.approx((scores.argmax(1) == y).float().mean().item())
+    assert measured["val_loss"] == pytest.approx(nn.functional.cross_entropy(scores, y).item())
+    assert [len(y) for _, y in stream.val_dataloader()] == [2, 2, 1]
+
+
+def test_test_step_gives_scores_and_prediction_gives_classes() -> None:
+    model, stream, run = Classifier(4, nn.Linear(3, 4)), Points(eval_batch_size=4), trainer()
+    (measured,) = run.test(model, datamodule=stream, verbose=False)
+    predicted = run.predict(model, datamodule=stream)
+    assert predicted is not None
+    labels = torch.cat([y for _, y in stream.test_dataloader()])
+    assert measured["test_acc"] == pytest.approx((torch.cat(predicted) == labels).float().mean().item())
+    batch = [torch.rand(2, 3), torch.tensor([0, 1])]
+    model.trainer = run
+    model.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
+    assert torch.equal(model.test_step(batch, 0)["logits"], model(batch[0]))

@@ -1,0 +1,302 @@
+"""What every plugin must keep, whoever wrote it: plugins are found by inspection, so a new one is tested unasked."""
+
+import copy
+import inspect
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_cl import ContinualCallback, Memory, RunLogger, fit_stream
+from lightning_cl.stream import shuffled_batches
+from lightning_cl.utilities import derive_seed, get_rng_state
+from tests.helpers.contracts import (
+    CONTINUAL,
+    LIGHTNINGS_OWN_WARNINGS,
+    METHODS,
+    MODELS,
+    NOT_EMBEDDED,
+    STREAMS,
+    Learned,
+    Net,
+    TinyStream,
+    bad_arguments,
+    jitter,
+    learn,
+    learn_plain,
+    make,
+    same,
+    samples,
+    seeded,
+    trainer,
+)
+from tests.helpers.distributed import Core
+
+pytestmark = LIGHTNINGS_OWN_WARNINGS
+
+BY_NAME = {"ids": lambda value: getattr(value, "__name__", None)}
+every_callback = pytest.mark.parametrize("cls", CONTINUAL, **BY_NAME)
+
+
+@cache
+def fine_tuning(how: Any) -> tuple[Any, Any]:
+    """Weights and random state after a run without a callback."""
+    return how().weights, get_rng_state()
+
+
+def test_plugins_are_found() -> None:
+    names = {cls.__name__ for cls in (*CONTINUAL, *STREAMS, *MODELS)}
+    assert names >= {"EWC", "Replay", "SplitDigits", "SplitFashionMNIST", "Classifier"}
+
+
+# -- callbacks ------------------------------------------------------------------------------------------------------------
+
+
+@every_callback
+@pytest.mark.parametrize("how", [learn, learn_plain], **BY_NAME)
+def test_switched_off_is_fine_tuning(cls: type, how: Any) -> None:
+    weights, rng = fine_tuning(how)
+    off = how([make(cls, "inert")])
+    assert same(off.weights, weights)
+    assert same(get_rng_state(), rng)
+
+
+@every_callback
+@pytest.mark.parametrize("how", [learn, learn_plain], **BY_NAME)
+def test_acts_on_any_module_and_loop(cls: type, how: Any) -> None:
+    assert not same(how([make(cls)]).weights, fine_tuning(how)[0])
+
+
+def interrupted(tmp_path: Path, make_run: Any, checkpoint: str) -> tuple[Learned, Learned, Path]:
+    """A run, and another with fresh objects that goes on from a checkpoint of the first."""
+    whole = make_run(tmp_path / "whole", None)
+    path = next((tmp_path / "whole").rglob(checkpoint))
+    return whole, make_run(tmp_path / "again", path), path
+
+
+def with_checkpoints(folder: Path) -> dict[str, Any]:
+    """Arguments of a trainer that saves in the middle of epochs."""
+    return {"logger": RunLogger(folder), "enable_checkpointing": True, "log_every_n_steps": 1}
+
+
+def every_two_steps() -> ModelCheckpoint:
+    return ModelCheckpoint(every_n_train_steps=2, save_top_k=-1)
+
+
+@every_callback
+@pytest.mark.parametrize("checkpoint", ["*step=2.ckpt", "experience_0.ckpt", "*step=8.ckpt", "*step=10.ckpt"])
+def test_resumed_equals_uninterrupted(cls: type, checkpoint: str, tmp_path: Path) -> None:
+    made: list[ContinualCallback] = []
+
+    def run(folder: Path, ckpt_path: Path | None) -> Learned:
+        made.append(make(cls))
+        return learn([made[-1], every_two_steps()], ckpt_path=ckpt_path, **with_checkpoints(folder))
+
+    whole, again, _ = interrupted(tmp_path, run, checkpoint)
+    assert same(again.weights, whole.weights)
+    assert same(made[1].state_dict(), made[0].state_dict())
+    assert torch.equal(again.result.accuracy_matrix.nan_to_num(), whole.result.accuracy_matrix.nan_to_num())
+
+
+@every_callback
+def test_state_is_plain_and_round_trips(cls: type, tmp_path: Path) -> None:
+    callback, fresh = make(cls), make(cls)
+    learn([callback], **with_checkpoints(tmp_path))
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"][callback.state_key]
+    assert same(state, callback.state_dict())
+    assert not same(fresh.state_dict(), state)
+    fresh.load_state_dict(copy.deepcopy(state))
+    assert same(fresh.state_dict(), state)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "accumulation": {"accumulate_grad_batches": 4},
+    "bf16": {"precision": "bf16-mixed"},
+    "clipping": {"gradient_clip_val": 0.1},
+}
+
+
+@every_callback
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_acts_once_per_step_in_every_setting(cls: Any, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    hooks = [name for name in ("on_before_optimizer_step", "after_optimizer_step") if make(cls)._has(name)]
+    for hook in hooks:
+        original = getattr(cls, hook)
+        monkeypatch.setattr(cls, hook, lambda *args, f=original, h=hook: (steps.append(h), f(*args))[1])
+    acted = learn([make(cls)], **SETTINGS[setting])
+    assert [steps.count(hook) for hook in hooks] == [acted.trainer.global_step] * len(hooks)
+    assert not same(acted.weights, learn(**SETTINGS[setting]).weights)
+    assert all(p.isfinite().all() for p in acted.weights.values())
+
+
+def compiled(**kwargs: Any) -> Any:
+    return torch.compile(Net(**kwargs), backend="eager")
+
+
+@every_callback
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(learn, marks=pytest.mark.xfail(raises=ValueError, strict=True, reason="not unwrapped")),
+        learn_plain,
+    ],
+    **BY_NAME,
+)
+def test_compiled_module_learns_the_same(cls: type, how: Any) -> None:
+    weights = [how([make(cls)], seeded(net, drop=0.0)).weights for net in (compiled, Net)]
+    assert same(*weights)
+
+
+@every_callback
+@pytest.mark.parametrize("how", [learn, learn_plain], **BY_NAME)
+def test_two_instances_side_by_side(cls: type, how: Any) -> None:
+    first, second, alone = make(cls), make(cls, "other"), make(cls)
+    both = how([first, second])
+    assert first.state_key != second.state_key
+    assert not same(first.state_dict(), second.state_dict())
+    assert not same(both.weights, how([alone]).weights)
+
+
+@pytest.mark.parametrize(
+    ("cls", "argument", "value"),
+    [(cls, *bad) for cls in (*CONTINUAL, *STREAMS, *MODELS) for bad in bad_arguments(cls)],
+    **BY_NAME,
+)
+def test_a_bad_argument_is_named(cls: type, argument: str, value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"`{argument}`"):
+        cls(**{**METHODS.get(cls.__name__, {}), argument: value})
+
+
+def as_found(run: Trainer, module: Any, stream: Any) -> dict[str, Any]:
+    """What a run must leave as it was."""
+    loops = (run.test_loop, run.predict_loop, run.validate_loop)
+    hooks = [len(value) for child in module.modules() for name, value in vars(child).items() if name.endswith("_hooks")]
+    return {
+        "module": set(vars(module)) - {"_hparams"},
+        "modes": [child.training for child in module.modules()],
+        "steps": (module.training_step, module.test_step),
+        "hooks": hooks,
+        "callbacks": list(run.callbacks),
+        "limits": (run.max_epochs, run.min_epochs, run.max_steps, run.min_steps),
+        "inference_mode": [loop.inference_mode for loop in loops],
+        "loop": set(vars(run.fit_loop)),
+        "checkpoint_io": run.strategy.checkpoint_io,
+        "stream": (stream.before_first_batch, stream._deterministic),
+    }
+
+
+@every_callback
+def test_module_and_trainer_are_left_as_found(cls: type) -> None:
+    module, stream, run = seeded(), TinyStream(), trainer([make(cls)])
+    before = as_found(run, module, stream)
+    fit_stream(run, module, stream)
+    assert as_found(run, module, stream) == before
+    assert len(module.made) == 2
+    assert not any(optimizer._optimizer_step_post_hooks for optimizer in module.made)
+
+
+# -- methods and streams ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", MODELS, **BY_NAME)
+def test_method_fits_and_resumes(cls: type, tmp_path: Path) -> None:
+    def run(folder: Path, ckpt_path: Path | None) -> Learned:
+        module = seeded(cls, **METHODS[cls.__name__])
+        return learn([every_two_steps()], module, ckpt_path=ckpt_path, **with_checkpoints(folder))
+
+    before = {name: p.detach() for name, p in seeded(cls, **METHODS[cls.__name__]).named_parameters()}
+    whole, again, path = interrupted(tmp_path, run, "*step=8.ckpt")
+    assert not same(whole.weights, before)
+    assert same(again.weights, whole.weights)
+    fresh = cls(**METHODS[cls.__name__])
+    fresh.load_state_dict(torch.load(tmp_path / "again/last.ckpt", weights_only=True)["state_dict"])
+    assert same(dict(fresh.state_dict()), dict(whole.module.state_dict()))
+    assert path.exists()
+
+
+@pytest.mark.parametrize("cls", [cls for cls in STREAMS if cls.__name__ not in NOT_EMBEDDED], **BY_NAME)
+def test_stream_is_a_function_of_its_seed(cls: Any) -> None:
+    def batches(seed: int) -> list[Any]:
+        stream = cls(seed=seed)
+        stream.current = len(stream) - 1
+        return [list(batch) for batch in stream.train_dataloader()]
+
+    first, again, other = batches(3), batches(3), batches(4)
+    assert len(first) >= 2
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_streams_that_cannot_be_tested_exist() -> None:
+    assert NOT_EMBEDDED.keys() <= {cls.__name__ for cls in STREAMS}
+    assert METHODS.keys() == {cls.__name__ for cls in MODELS}
+
+
+# -- two processes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    """One launch for all, as it costs seconds: what two gloo processes left, between them and against one process."""
+    script = [sys.executable, "-m", "tests.helpers.distributed", str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert {cls.__name__ for cls in CONTINUAL} <= ranks[0]["callbacks"].keys()
+    for name, first in ranks[0]["callbacks"].items():
+        second = ranks[1]["callbacks"][name]
+        assert same(first["weights"], second["weights"]), f"{name}: weights differ between ranks"
+        assert same(first["state"], second["state"]), f"{name}: states differ between ranks"
+        if name in ONE_PROCESS:
+            ONE_PROCESS[name](first)
+    check_core(ranks)
+
+
+def check_ewc(found: dict[str, Any]) -> None:
+    """Importance and weights are those of one process with the joined batches."""
+    from lightning_cl.callbacks import EWC
+
+    ewc = EWC(strength=2.0)
+    alone = learn([ewc], seeded(drop=0.0), TinyStream(), precision="64-true")
+    close = {"rtol": 1e-6, "atol": 1e-9}
+    torch.testing.assert_close(found["weights"], alone.weights, **close)
+    torch.testing.assert_close(found["state"]["anchor"]["importance"], ewc.anchor.importance, **close)
+
+
+def check_replay(found: dict[str, Any]) -> None:
+    """The memory is what a memory is that is offered the batches of rank 0 and 1, joined, by hand."""
+    memory, y = Memory(10, "reservoir", derive_seed(1, 0)), samples(train=True)[1]
+    x = samples(train=True)[0]
+    for experience in range(2):
+        here = (y // 2 == experience).nonzero().flatten()
+        seed = derive_seed(derive_seed(0, experience), 2 * experience)  # the first of its epochs
+        shards = [shuffled_batches(24, 4, seed, rank, 2) for rank in (0, 1)]
+        for parts in zip(*shards, strict=True):
+            index = here[torch.cat(parts)]
+            memory.insert({"0": x[index], "1": y[index]})
+    assert same(found["state"]["memory"], memory.state_dict())
+
+
+ONE_PROCESS = {"EWC": check_ewc, "Replay": check_replay}
+
+
+def check_core(ranks: list[dict[str, Any]]) -> None:
+    """What the base promises to its methods."""
+    core = [rank["core"] for rank in ranks]
+    rows = torch.cat([torch.full((rank + 2 * rank, 2), rank, dtype=torch.uint8) for rank in (0, 1)])
+    assert all(torch.equal(found["gathered"], rows) for found in core)
+    assert all(found["objects"] == ["rank 0", "rank 1"] for found in core)
+    assert same(core[0]["extra_loss"], core[1]["extra_loss"])
+    alone = learn([Core()], seeded(drop=0.0), TinyStream(), precision="64-true")
+    torch.testing.assert_close(core[0]["extra_loss"], alone.weights, rtol=1e-9, atol=1e-12)
+    seen = torch.cat([found["statistics"] for found in core])
+    expected = samples(train=True)[0][samples(train=True)[1] >= 2].double() / 255
+    assert len(seen) == 24
+    torch.testing.assert_close(seen.flatten(1).sum(1).sort().values, expected.flatten(1).sum(1).sort().values)
