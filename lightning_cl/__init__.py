@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_cl.memory import Memory as Memory
     from lightning_cl.metrics import AccuracyMatrix as AccuracyMatrix
     from lightning_cl.run import StreamResult as StreamResult
+    from lightning_cl.run import evaluate_stream as evaluate_stream
     from lightning_cl.run import fit_stream as fit_stream
     from lightning_cl.stream import ClassStream as ClassStream
     from lightning_cl.stream import Experience as Experience
@@ -30,6 +31,7 @@ __getattr__, __dir__ = lazy(
         "StreamDataModule": "stream",
         "StreamResult": "run",
         "TensorData": "stream",
+        "evaluate_stream": "run",
         "fit_stream": "run",
     },
 )

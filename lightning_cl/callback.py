@@ -178,7 +178,9 @@ class _LossTerms:
         self.pl_module = pl_module
         self.training_step = pl_module.training_step  # the class's method, or what torch.compile made of it
         self.was_compiled = "training_step" in vars(pl_module)
-        self.__wrapped__ = getattr(self.training_step, "__wrapped__", self.training_step)  # Lightning reads its signature
+        self.__wrapped__ = getattr(
+            self.training_step, "__wrapped__", self.training_step
+        )  # Lightning reads its signature
 
     @classmethod
     def install(cls, trainer: Trainer, pl_module: LightningModule) -> None:

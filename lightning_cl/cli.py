@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_cl.checkpoint import CheckpointError, find_last
 from lightning_cl.logger import RunLogger
 from lightning_cl.report import print_accuracies, write_atomic
-from lightning_cl.run import StreamResult, fit_stream, holds_a_run, test_stream
+from lightning_cl.run import StreamResult, evaluate_stream, fit_stream, holds_a_run
 from lightning_cl.shipped import config_path, import_plugins, plugins
 from lightning_cl.spelling import nearest
 from lightning_cl.stream import StreamDataModule
@@ -223,7 +223,7 @@ class ContinualCLI(LightningCLI):
         self, model: LightningModule, datamodule: StreamDataModule | None = None, ckpt_path: str | None = None
     ) -> None:
         """Measure a checkpoint on every experience of the stream."""
-        accuracies = test_stream(self.trainer, model, _given(datamodule), ckpt_path)
+        accuracies = evaluate_stream(self.trainer, model, _given(datamodule), ckpt_path)
         if self.trainer.is_global_zero:
             print_accuracies(accuracies)
 

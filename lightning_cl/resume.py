@@ -42,7 +42,7 @@ def unlogged(trainer: Trainer) -> dict[str, Any] | None:
 
 
 def running_results(trainer: Trainer) -> dict[str, Any]:
-    """The sums of what ``self.log(on_epoch=True)`` has collected in an unfinished epoch, and of metrics in the module."""
+    """The sums of what ``self.log(on_epoch=True)`` collected in an unfinished epoch, and of metrics in the module."""
     epochs = trainer.fit_loop.epoch_progress.current
     if epochs.processed == epochs.started:
         return {"logged": {}, "metrics": {}}
@@ -128,7 +128,7 @@ def _epoch_unfinished(current: dict[str, int]) -> bool:
 
 
 def end_of_training(trainer: Trainer) -> None:
-    """Do what Lightning skips when a fit is resumed that has no step left: the end of the epoch and ``on_train_end``."""
+    """Do what Lightning skips when a resumed fit has no step left: the end of the epoch and ``on_train_end``."""
     loop, module = trainer.fit_loop, trainer.lightning_module
 
     def call(hook: str) -> None:
@@ -159,7 +159,7 @@ def settle(loop: _Loop) -> None:
 def epoch_has_metrics(trainer: Trainer) -> None:
     """Let plateau schedulers step at the end of an epoch that was resumed.
 
-    Lightning leaves them out, as it has no metrics of the part before; here the validation has run, or the sums are back.
+    Lightning leaves them out, as it has no metrics of the part before; here validation has run, or the sums are back.
     """
     trainer.fit_loop._restarting = False
 

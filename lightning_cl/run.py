@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -60,8 +61,8 @@ class StreamResult:
     """What a run over a stream measured.
 
     Attributes:
-        accuracy_matrix: ``R[i, j]``, accuracy in ``[0, 1]`` on experience ``j`` after learning experience ``i``, float64
-            ``(T, T)``; NaN where it was not measured.
+        accuracy_matrix: ``R[i, j]``, accuracy in ``[0, 1]`` on experience ``j`` after learning experience ``i``,
+            float64 ``(T, T)``; NaN where it was not measured.
         initial: Accuracy on each experience before any training ``(T,)``, or ``None`` if it was not measured.
         counts: Number of test samples of each experience ``(T,)``.
         run_dir: Folder with the checkpoints and reports, or ``None`` if the trainer keeps none.
@@ -106,9 +107,9 @@ def fit_stream(
     """Learn a stream, one experience after another, and measure the accuracy matrix.
 
     Each experience is one public ``trainer.fit`` and one ``trainer.test``: ``max_epochs`` (and ``min_epochs``,
-    ``max_steps``, early stopping, schedulers, ``estimated_stepping_batches``) mean per experience what they always mean,
-    while the epoch and step counters run on. Optimizers and schedulers are new in each experience. The random generators
-    are seeded anew at the start of each experience, from one number drawn at the start of the run.
+    ``max_steps``, early stopping, schedulers, ``estimated_stepping_batches``) mean per experience what they always
+    mean, while the epoch and step counters run on. Optimizers and schedulers are new in each experience. The random
+    generators are seeded anew at the start of each experience, from one number drawn at the start of the run.
 
     After each experience an *experience checkpoint* is written to ``checkpoints/experience_<i>.ckpt`` in the run folder
     (``trainer.log_dir``), with ``last.ckpt`` pointing to it; a ``ModelCheckpoint`` in the trainer adds points within an
@@ -137,9 +138,10 @@ def fit_stream(
         FileExistsError: If the run folder holds an earlier run and ``ckpt_path`` is not given.
     """
     _check_arguments(trainer, stream, evaluate, scoring, keep_checkpoints)
+    module = getattr(model, "_orig_mod", model)  # of a compiled model; Lightning takes that as it is
     run = StreamRun(stream, evaluate, scoring or ("task" if stream.task_labels else "seen"))
     resume, folder = _resolve(trainer, stream, run, ckpt_path)
-    with _attached(trainer, model, run, folder):
+    with _attached(trainer, module, run, folder):
         if resume is None:
             run.first_epoch, run.first_step = trainer.current_epoch, trainer.global_step
             if evaluate == "all":
@@ -148,14 +150,14 @@ def fit_stream(
             _publish(trainer, folder, Path(resume), keep_checkpoints)
             run.report(trainer, folder)
         if run.finished == len(stream):
-            model.load_state_dict(read_checkpoint(resume or "")["state_dict"])
+            module.load_state_dict(read_checkpoint(resume or "")["state_dict"])
             rank_zero_info(f"The run in {str(folder)!r} is complete: nothing is left to train.")
         for i in range(run.finished, len(stream)):
             stream.current = i
             run.announce(trainer)
             if not run.within:
                 run.begin()
-            with _consolidated_at_the_end(trainer, model, run):
+            with _consolidated_at_the_end(trainer, run):
                 trainer.fit(model, datamodule=stream, ckpt_path=resume, weights_only=True if resume else None)
             resume = None
             _stop_on_sigterm(trainer)
@@ -173,7 +175,7 @@ def fit_stream(
     return result
 
 
-def test_stream(
+def evaluate_stream(
     trainer: Trainer,
     model: LightningModule,
     stream: StreamDataModule,
@@ -195,7 +197,7 @@ def test_stream(
     """
     stream.current = len(stream) - 1
     run = StreamRun(stream, "all", scoring or ("task" if stream.task_labels else "seen"))
-    with _attached(trainer, model, run, None):
+    with _attached(trainer, getattr(model, "_orig_mod", model), run, None):
         return run.test(trainer, model, ckpt_path)
 
 
@@ -226,9 +228,7 @@ class StreamRun(Callback):
         self._fresh = False  # the current fit starts at the beginning of the experience
         self._before_training = False
         self.folder: Path | None = None
-        self._row = metrics.AccuracyMatrix(
-            len(stream), sync_on_compute=False
-        )  # the counts of one evaluation on this rank
+        self._row = metrics.AccuracyMatrix(len(stream), sync_on_compute=False)  # of one evaluation, on this rank
         self._scores: Tensor | None = None
         self._hook: Any = None
         self._pending_rng: dict[str, Any] | None = None
@@ -269,13 +269,16 @@ class StreamRun(Callback):
             loop.epoch_loop.min_steps += self.first_step
         if self._fresh:
             for callback, state in self.pristine.items():  # what they saw of an earlier experience is no yardstick
-                callback.load_state_dict(state)
+                here = {"dirpath": callback.dirpath} if isinstance(callback, ModelCheckpoint) else {}
+                callback.load_state_dict({**deepcopy(state), **here})
             self._check_scores(trainer, pl_module)
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not trainer.training:
+            return
         self.stream.current = self.finished  # a checkpoint between two experiences holds the one before
-        if checkpoint["callbacks"][RUN_STATE]["within"]:
+        if self.within and not self._fresh:
             limit = trainer.max_steps if trainer.max_steps == -1 else trainer.max_steps + self.first_step
             finish_last_batch(trainer, checkpoint["loops"]["fit_loop"], limit)
 
@@ -310,7 +313,9 @@ class StreamRun(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # A SIGTERM arrives between two batches, so that nothing need be lost. (Several processes may be at different ones.)
+        if self._hook is not None:
+            self._hook.remove()
+        # A SIGTERM arrives between two batches: nothing need be lost. (Several processes may be at different ones.)
         if isinstance(exception, SIGTERMException) and trainer.training and self.folder and trainer.world_size == 1:
             trainer.save_checkpoint(self.folder / "checkpoints" / INTERRUPTED, weights_only=False)
 
@@ -415,8 +420,8 @@ class StreamRun(Callback):
             return  # `test_step` may return the scores
         if scores.shape[1] < self.stream.num_classes:
             raise ValueError(
-                f"The model gives {scores.shape[1]} scores and the stream has {self.stream.num_classes} classes: set the "
-                f"model's number of classes (`num_classes`) to {self.stream.num_classes}."
+                f"The model gives {scores.shape[1]} scores and the stream has {self.stream.num_classes} classes: set "
+                f"the model's number of classes (`num_classes`) to {self.stream.num_classes}."
             )
 
     # -- state ------------------------------------------------------------------------------------------------------
@@ -477,7 +482,7 @@ def _attached(trainer: Trainer, model: LightningModule, run: StreamRun, folder: 
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     before = list(callbacks)
     run.pristine = {
-        callback: dict(callback.state_dict())
+        callback: deepcopy(callback.state_dict())
         for callback in callbacks
         if isinstance(callback, EarlyStopping) or (isinstance(callback, ModelCheckpoint) and callback.monitor)
     }
@@ -514,7 +519,7 @@ def _test_step(module: LightningModule, batch: Any, batch_idx: int) -> dict[str,
 
 
 @contextmanager
-def _consolidated_at_the_end(trainer: Trainer, model: LightningModule, run: StreamRun) -> Iterator[None]:
+def _consolidated_at_the_end(trainer: Trainer, run: StreamRun) -> Iterator[None]:
     """Let a fit that has no epoch left still call ``on_train_end``.
 
     A checkpoint of the last epoch is written before consolidation. Lightning skips the hook when it resumes from there.
@@ -593,8 +598,8 @@ def _check_arguments(
 ) -> None:
     if not isinstance(stream, StreamDataModule):
         raise TypeError(
-            f"`stream` must be a StreamDataModule, got {type(stream).__name__}: see lightning_cl.datamodules, or derive "
-            "from lightning_cl.StreamDataModule."
+            f"`stream` must be a StreamDataModule, got {type(stream).__name__}: see lightning_cl.datamodules, or "
+            "derive from lightning_cl.StreamDataModule."
         )
     for name, value, allowed in (
         ("evaluate", evaluate, ("seen", "all")),
@@ -607,13 +612,13 @@ def _check_arguments(
         raise ValueError("`limit_test_batches` must not be 0: the accuracy matrix is measured with `trainer.test`.")
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ValueError(
-            "`strategy` must start its processes once for the whole run: use 'ddp' instead of 'ddp_spawn', 'ddp_fork' or "
-            "'ddp_notebook', whose processes end with each fit."
+            "`strategy` must start its processes once for the whole run: use 'ddp' instead of 'ddp_spawn', 'ddp_fork' "
+            "or 'ddp_notebook', whose processes end with each fit."
         )
 
 
 def _run_dir(trainer: Trainer) -> Path | None:
-    """The folder that Lightning's own logger or ModelCheckpoint would use, or ``None`` if the trainer keeps no files."""
+    """The folder that Lightning's own logger or ModelCheckpoint would use; ``None`` if the trainer keeps no files."""
     if not trainer.loggers or trainer.fast_dev_run or trainer.checkpoint_callback is None:
         return None
     logger = trainer.loggers[0]

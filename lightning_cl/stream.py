@@ -324,7 +324,7 @@ class StreamDataModule(LightningDataModule):
         num_workers: int = 0,
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
-        augment: Callable[[Tensor], Tensor] | None = None,
+        augment: Callable[[Tensor], Any] | None = None,  # of a Tensor jsonargparse would want a subclass of Tensor
     ) -> None:
         super().__init__()
         if not classes or not all(len(group) for group in classes):

@@ -107,7 +107,7 @@ def test_link_in_a_folder_that_is_a_link_itself(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "last.ckpt").resolve() == path.resolve()
 
 
-# -- reading ------------------------------------------------------------------------------------------------------------
+# -- reading ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.99])
@@ -159,7 +159,7 @@ def test_last_passes_over_what_cannot_be_used(tmp_path: Path) -> None:
     truncate(save(tmp_path / "b.ckpt", finished=2), 0.5)
     torch.save({"state_dict": {}}, tmp_path / "c.ckpt")
     (tmp_path / "d.ckpt").symlink_to("deleted.ckpt")
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="`ckpt_path`") as warned:
         assert find_last([tmp_path]) == good
     named = [re.search(r"\w+\.ckpt", str(warning.message))[0] for warning in warned]  # type: ignore[index]
     assert named == ["b.ckpt", "c.ckpt", "deleted.ckpt"]
@@ -171,7 +171,7 @@ def test_last_follows_links(tmp_path: Path) -> None:
     assert find_last([tmp_path, tmp_path / "checkpoints"]) == path.resolve()
 
 
-# -- whose it is ----------------------------------------------------------------------------------------------------------
+# -- whose it is ------------------------------------------------------------------------------------------------------
 
 
 SHAPE = {"stream": "SplitDigits", "classes": [[0, 1], [2, 3]], "seed": 0, "batch_size": 16}
@@ -199,7 +199,9 @@ def test_checkpoint_of_another_stream_is_refused(shape: dict[str, Any], differen
 
 
 def test_checkpoint_of_another_number_of_processes_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"by 1 process\(es\) and this run has 2: .* Set `devices` and `num_nodes`"):
+    with pytest.raises(
+        CheckpointError, match=r"by 1 process\(es\) and this run has 2: .* Set `devices` and `num_nodes`"
+    ):
         check_state(STATE, SHAPE, 2, {}, [])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from lightning_cl.cli import ContinualCLI
 from lightning_cl.shipped import config_folder
@@ -56,9 +56,7 @@ def test_whole_configs_parse_and_keep_what_they_say(name: str, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(("stream", "fragment"), [*product(STREAMS, FRAGMENTS)])
-def test_every_fragment_goes_with_every_stream(
-    stream: str, fragment: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_fragment_goes_with_every_stream(stream: str, fragment: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = yaml.safe_load((config_folder() / f"{fragment}.yaml").read_text())
     found = printed(capsys, *options(stream, fragment))
     callbacks = [callback["class_path"].split(".")[-1] for callback in found["trainer"]["callbacks"] or ()]
@@ -85,9 +83,9 @@ def test_objects_are_made(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_options_of_the_base_are_those_of_each_stream(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         ContinualCLI(["fit", "--data.help", name])
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     for option in ("num_experiences", "class_order", "batch_size", "eval_batch_size", "seed", "val_fraction", "mean"):
-        assert f"--data.{option}" in text or f"--data.init_args.{option}" in text
+        assert f"--data.{option} " in text
     assert "held out for validation" in text  # the words of the base
 
 

@@ -47,7 +47,8 @@ def test_plugins_are_found_by_their_entry_points() -> None:
 def test_overview_names_configs_and_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = ModuleType("theirs")
     theirs.Method = type("Method", (), {})  # type: ignore[attr-defined]
-    monkeypatch.setattr(shipped, "plugins", lambda ours=plugins(): [*ours, theirs])
+    found = [*plugins(), theirs]
+    monkeypatch.setattr(shipped, "plugins", lambda: found)
     lines = [line.split() for line in overview().splitlines() if line]
     comment = (config_folder() / "quickstart.yaml").read_text().splitlines()[0]
     assert ["quickstart", *comment.removeprefix("# ").split()] in lines

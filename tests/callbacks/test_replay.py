@@ -1,5 +1,6 @@
 """Experience replay against a loop written out, and what its memory must hold."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,3 +187,14 @@ def test_seed_of_the_run_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "17")
     assert Replay().seed == 17
     assert Replay(seed=3).seed == 3
+
+
+def test_each_rank_draws_its_own() -> None:
+    def draw(rank: int) -> Tensor:
+        replay = Replay(20, seed=0)
+        replay.memory.insert({"y": torch.arange(20)})
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        return replay._draw(SimpleNamespace(global_rank=rank, strategy=strategy), 8)["y"]
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(0), draw(1))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
+import torchvision  # type: ignore[import-untyped]
 
 from lightning_cl.datamodules import SplitFashionMNIST
 
@@ -30,7 +30,9 @@ def contents() -> dict[str, bytes]:
 def write(folder: Path, zipped: Callable[[str], bool] = lambda name: False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents().items():
-        (folder / (f"{name}.gz" if zipped(name) else name)).write_bytes(gzip.compress(content) if zipped(name) else content)
+        (folder / (f"{name}.gz" if zipped(name) else name)).write_bytes(
+            gzip.compress(content) if zipped(name) else content
+        )
     return folder
 
 

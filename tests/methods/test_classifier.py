@@ -87,7 +87,10 @@ def test_loss_among_seen_classes_needs_a_stream() -> None:
             {"backbone": nn.Identity(), "backbone_args": {"hidden": [3]}},
             "`backbone_args` are those of a timm model: make `backbone` with them, or give its name.",
         ),
-        ({"backbone": "resnet18_slm"}, "`backbone`: timm has no model 'resnet18_slm'. Did you mean 'resnet18_slim' or "),
+        (
+            {"backbone": "resnet18_slm"},
+            "`backbone`: timm has no model 'resnet18_slm'. Did you mean 'resnet18_slim' or ",
+        ),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
@@ -144,7 +147,9 @@ def test_plateau_scheduler_looks_at_what_it_monitors() -> None:
     model = Classifier(
         4,
         nn.Linear(3, 4),
-        lr_scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, "val_loss", patience=0, threshold=1e9, threshold_mode="abs"),
+        lr_scheduler=lambda optimizer: ReduceLROnPlateau(
+            optimizer, "val_loss", patience=0, threshold=1e9, threshold_mode="abs"
+        ),
     )
     fit = trainer(max_epochs=3, num_sanity_val_steps=0)
     fit.fit(model, datamodule=Points(val_fraction=0.5, mean=[0.5], std=[0.5]))
@@ -163,7 +168,7 @@ def test_fine_tuning_equals_a_loop_by_hand() -> None:
     other = Points(batch_size=2, seed=3)
     for x, y in other.train_dataloader():
         optimizer.zero_grad()
-        nn.functional.cross_entropy(nn.functional.linear(x.float() * (1 / 255), weight, bias), y).backward()
+        nn.functional.cross_entropy(nn.functional.linear(x.float() * (1 / 255), weight, bias), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert torch.equal(net.weight, weight)
     assert torch.equal(net.bias, bias)
@@ -174,7 +179,7 @@ def test_evaluation_weighs_samples_not_batches() -> None:
     model = Classifier(4, nn.Linear(3, 4))
     stream = Points(val_fraction=0.9, eval_batch_size=2)  # batches of 2, 2, 1 and of 2, 1
     run = trainer()
-    ((whole, y),) = ([torch.cat(column) for column in zip(*stream.val_dataloader(), strict=True)],)
+    whole, y = (torch.cat(column) for column in zip(*stream.val_dataloader(), strict=True))
     with torch.no_grad():
         scores = model(whole.float() / 255)
     (measured,) = run.validate(model, datamodule=stream, verbose=False)
@@ -186,11 +191,10 @@ def test_evaluation_weighs_samples_not_batches() -> None:
 def test_test_step_gives_scores_and_prediction_gives_classes() -> None:
     model, stream, run = Classifier(4, nn.Linear(3, 4)), Points(eval_batch_size=4), trainer()
     (measured,) = run.test(model, datamodule=stream, verbose=False)
-    predicted = run.predict(model, datamodule=stream)
-    assert predicted is not None
+    predicted: Any = run.predict(model, datamodule=stream)
     labels = torch.cat([y for _, y in stream.test_dataloader()])
     assert measured["test_acc"] == pytest.approx((torch.cat(predicted) == labels).float().mean().item())
     batch = [torch.rand(2, 3), torch.tensor([0, 1])]
     model.trainer = run
-    model.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
+    model.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
     assert torch.equal(model.test_step(batch, 0)["logits"], model(batch[0]))
