@@ -51,8 +51,8 @@ def essence(message: str) -> str:
     key = re.search(r'Parser key "([\w.]+)"', message)
     bullets = re.findall(r"^ *- (.+?)(?=^ *- |^ *Given value|\Z)", message, re.MULTILINE | re.DOTALL)
     lines = [" ".join(bullet.split()) for bullet in bullets]
-    lines = [line for line in lines if not re.search(r"NoneType|'lightning\.Callback'|not accessible", line)]
-    lines = [line.split(" Not a valid subclass")[0] for line in lines]
+    tried = r"NoneType|'lightning\.Callback'|not accessible|^Not a valid subclass|^a class path|^a dict with"
+    lines = [line for line in lines if not re.search(tried, line)]
     said = " ".join(dict.fromkeys(map(_with_hint, lines))) if lines else message
     return f"`{key[1]}`: {said}" if key and lines else said
 
