@@ -91,7 +91,7 @@ class RunConfigCallback(SaveConfigCallback):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path if not versions else path.with_name(f"config_{len(versions)}.yaml"), text)
         for other in trainer.loggers[1:]:
-            other.log_hyperparams(config.as_dict())
+            other.log_hyperparams({key: value for key, value in config.as_dict().items() if key != "config"})
 
 
 class ContinualCLI(LightningCLI):

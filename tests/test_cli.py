@@ -16,14 +16,8 @@ from tests.helpers.wandb_file import read
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
-FAST = [
-    "--trainer.max_epochs",
-    "1",
-    "--trainer.enable_progress_bar",
-    "false",
-    "--trainer.enable_model_summary",
-    "false",
-]
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+FAST = ["--trainer.max_epochs", "1", *QUIET]
 
 
 @pytest.fixture(autouse=True)

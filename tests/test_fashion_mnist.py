@@ -1,0 +1,71 @@
+"""The main job on real input: class-incremental Fashion-MNIST from YAML, interrupted, resumed, on two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.fashion_mnist
+
+ROOT = os.environ.get("FASHION_MNIST_ROOT", "/usr/share/datasets/fashion-mnist")
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "lightning_cl", "fit", "--config", "streams/split_fashion_mnist", "--data.root", ROOT]
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [*command, *arguments],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+
+def accuracy(folder: Path, name: str, *arguments: str) -> float:
+    """Run to the end; the final average accuracy."""
+    assert start(folder, *arguments).wait(400) == 0, (folder / "log.txt").read_text()[-3000:]
+    return float(json.loads((folder / "runs" / name / "summary.json").read_text())["average_accuracy"])
+
+
+@pytest.mark.parametrize(("method", "low", "high"), [("replay", 0.74, 0.82), ("fine_tuning", 0.18, 0.22)])
+def test_average_accuracy_after_one_epoch(tmp_path: Path, method: str, low: float, high: float) -> None:
+    assert low <= accuracy(tmp_path, f"split_fashion_mnist-{method}", "--config", f"methods/{method}") <= high
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
+    assert accuracy(tmp_path, "split_fashion_mnist-replay", "--config", "methods/replay", *two) >= 0.72
+
+
+def test_killed_and_resumed_run_equals_the_undisturbed_one(tmp_path: Path) -> None:
+    """Replay and EWC together, killed in the third experience, in the middle of its only epoch."""
+    arguments = ["--config", "methods/replay", "--config", "methods/ewc", "--ckpt_path", "last"]
+    arguments += ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=50"]
+    name, results = "split_fashion_mnist-replay-ewc", []
+    for folder in (tmp_path / "through", tmp_path / "killed"):
+        folder.mkdir()
+        if folder.name == "killed":
+            process = start(folder, *arguments)
+            checkpoints = folder / "runs" / name / "checkpoints"
+            deadline = time.monotonic() + 300
+            while not list(checkpoints.glob("epoch=2-step=4*.ckpt")):
+                assert process.poll() is None, (folder / "log.txt").read_text()[-3000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        accuracy(folder, name, *arguments)
+        run = folder / "runs" / name
+        weights = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+        files = ("accuracy_matrix.csv", "metrics.csv", "summary.json")
+        results.append((weights, [(run / file).read_bytes() for file in files]))
+    assert results[0][1] == results[1][1]
+    assert all(torch.equal(results[1][0][key], value) for key, value in results[0][0].items())
