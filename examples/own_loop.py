@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.own_trainer import Net
+from own_trainer import Net
 from lightning_cl.callbacks import EWC, Replay
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ class _LossTerms:
         return {**outputs, "loss": loss} if isinstance(outputs, Mapping) else loss
 
 
-# -- batches ------------------------------------------------------------------------------------------------------------
+# -- batches -----------------------------------------------------------------------------------------------------------
 
 
 def unpack_batch(batch: Any) -> tuple[Tensor, Tensor]:
@@ -246,8 +246,8 @@ def columns_of(batch: Any, owner: str) -> dict[str, Tensor]:
     """
     if isinstance(batch, tuple):
         raise TypeError(
-            f"{owner} changes the batch in place, which a tuple does not allow: let the `collate_fn` of your data loader "
-            "return a list or a dict (torch's default_collate does, for samples that are tuples)."
+            f"{owner} changes the batch in place, which a tuple does not allow: let the `collate_fn` of your data "
+            "loader return a list or a dict (torch's default_collate does, for samples that are tuples)."
         )
     items: Iterable[tuple[Any, Any]]
     if isinstance(batch, list):
@@ -281,7 +281,7 @@ def replace_columns(batch: Any, columns: Mapping[str, Tensor]) -> None:
             batch[key] = columns[str(key)]
 
 
-# -- passes over the data at the end of an experience ---------------------------------------------------------------------
+# -- passes over the data at the end of an experience ------------------------------------------------------------------
 
 
 def statistics_batches(trainer: Trainer) -> Iterator[Any]:
@@ -307,7 +307,7 @@ def statistics_batches(trainer: Trainer) -> Iterator[Any]:
 
 def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
     """Add up a tensor over all processes (a collective: every rank must call it)."""
-    total = trainer.strategy.reduce(value, reduce_op="sum")
+    total = trainer.strategy.reduce(value.clone(), reduce_op="sum")  # it works in place
     assert isinstance(total, Tensor)
     return total
 

@@ -24,7 +24,8 @@ def unlogged(trainer: Trainer) -> dict[str, Any] | None:
     A checkpoint is written before the values of its batch, or of its epoch, are logged, and a resume begins after that.
     """
     loop, connector = trainer.fit_loop, trainer._logger_connector
-    batches, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress
+    batches: Any = loop.epoch_loop.batch_progress
+    epochs: Any = loop.epoch_progress
     if not trainer.training or trainer._results is None:
         return None
     step = loop.epoch_loop._batches_that_stepped
@@ -43,7 +44,7 @@ def unlogged(trainer: Trainer) -> dict[str, Any] | None:
 
 def running_results(trainer: Trainer) -> dict[str, Any]:
     """The sums of what ``self.log(on_epoch=True)`` collected in an unfinished epoch, and of metrics in the module."""
-    epochs = trainer.fit_loop.epoch_progress.current
+    epochs: Any = trainer.fit_loop.epoch_progress.current
     if epochs.processed == epochs.started:
         return {"logged": {}, "metrics": {}}
     logged = {
@@ -71,7 +72,7 @@ def restore_results(trainer: Trainer, pl_module: LightningModule, saved: dict[st
         module = modules[name]
         for state, value in metric["state"].items():
             setattr(module, state, _moved(value, pl_module.device))
-        module._update_count, module._computed = metric["count"], None  # type: ignore[assignment]
+        module._update_count, module._computed = metric["count"], None
     for key, entry in saved["logged"].items():
         meta = _Metadata(**entry["meta"], reduce_fx=getattr(torch, entry["reduce"]))
         should, rank_zero = entry["sync"]
@@ -137,7 +138,7 @@ def end_of_training(trainer: Trainer) -> None:
         getattr(module, hook)()
 
     call("on_train_start")
-    progress = loop.epoch_progress
+    progress: Any = loop.epoch_progress
     if progress.current.processed < progress.current.started:  # out of steps
         assert loop._data_fetcher is not None
         loop.epoch_loop.on_advance_end(loop._data_fetcher)

@@ -17,9 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelSummary
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -557,7 +557,7 @@ def _labelled_progress(trainer: Trainer, stream: StreamDataModule) -> Iterator[N
         metrics = {k: v for k, v in get_metrics(trainer, pl_module).items() if k != "v_num"}
         return {"experience": f"{stream.current + 1}/{len(stream)}", **metrics}
 
-    bar.get_metrics = with_experience  # type: ignore[method-assign,assignment]
+    bar.get_metrics = with_experience  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -619,12 +619,12 @@ def _check_arguments(
 
 def _run_dir(trainer: Trainer) -> Path | None:
     """The folder that Lightning's own logger or ModelCheckpoint would use; ``None`` if the trainer keeps no files."""
-    if not trainer.loggers or trainer.fast_dev_run or trainer.checkpoint_callback is None:
+    if not trainer.loggers or getattr(trainer, "fast_dev_run", False) or trainer.checkpoint_callback is None:
         return None
     logger = trainer.loggers[0]
     if isinstance(logger, TensorBoardLogger | CSVLogger):
         return Path(logger.log_dir)
-    logger.experiment  # noqa: B018  # type: ignore[attr-defined]  # starts the run, which then has a version
+    getattr(logger, "experiment", None)  # starts the run, which then has a version
     return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), str(logger.version))
 
 

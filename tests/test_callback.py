@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cl import ContinualCallback, fit_stream
-from lightning_cl.callback import columns_of, gather_objects, gather_rows, replace_columns, statistics_batches, unpack_batch
+from lightning_cl.callback import (
+    columns_of,
+    gather_objects,
+    gather_rows,
+    replace_columns,
+    statistics_batches,
+    unpack_batch,
+)
 from lightning_cl.utilities import get_rng_state
 from tests.helpers.contracts import (
     LIGHTNINGS_OWN_WARNINGS,
@@ -34,7 +41,7 @@ DOUBLE: dict[str, Any] = {"precision": "64-true"}
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
 
-# -- gradient -----------------------------------------------------------------------------------------------------------
+# -- gradient ----------------------------------------------------------------------------------------------------------
 
 
 class Gradient(ContinualCallback):
@@ -75,7 +82,7 @@ def test_scaled_gradients_are_refused(fused: bool) -> None:
         run.fit(module, PlainData())
 
 
-# -- loss -----------------------------------------------------------------------------------------------------------------
+# -- loss --------------------------------------------------------------------------------------------------------------
 
 
 class Small(ContinualCallback):
@@ -163,25 +170,38 @@ def test_a_step_without_a_loss_stays_without() -> None:
 def test_extra_loss_needs_automatic_optimization() -> None:
     module = seeded()
     module.automatic_optimization = False
-    with pytest.raises(ValueError, match="Small adds to the loss .* `automatic_optimization=False`"):
+    with pytest.raises(ValueError, match=r"Small adds to the loss .* `automatic_optimization=False`"):
         trainer([Small()]).fit(module, PlainData())
 
 
-# -- weights --------------------------------------------------------------------------------------------------------------
+# -- weights -----------------------------------------------------------------------------------------------------------
 
 
 class Steps(ContinualCallback):
-    """Counts the steps and checks that each has changed the weights."""
+    """Counts the steps."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
-        self.last = torch.zeros(())
 
     def after_optimizer_step(self, pl_module: LightningModule, optimizer: Any) -> None:
-        weights = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
-        assert not torch.equal(weights, self.last)
-        self.count, self.last = self.count + 1, weights
+        self.count += 1
+
+
+class Freezes(ContinualCallback):
+    """Puts the weights back after each step."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.before = [p.detach().clone() for p in pl_module.parameters()]
+
+    def after_optimizer_step(self, pl_module: LightningModule, optimizer: Any) -> None:
+        for p, before in zip(pl_module.parameters(), self.before, strict=True):
+            assert not torch.equal(p, before)
+            p.data.copy_(before)
+
+
+def test_weights_can_be_changed_after_each_step() -> None:
+    assert same(learn([Freezes()]).weights, dict(seeded().named_parameters()))
 
 
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, 12), (2, 8), (4, 4)])
@@ -209,7 +229,7 @@ def test_a_step_that_the_scaler_skips_is_not_counted(fused: bool) -> None:
     assert callback.count == 4
 
 
-# -- test time ------------------------------------------------------------------------------------------------------------
+# -- test time ---------------------------------------------------------------------------------------------------------
 
 
 class Adapts(ContinualCallback):
@@ -227,7 +247,9 @@ class Adapts(ContinualCallback):
             grads = torch.autograd.grad(pl_module(batch[0]).square().sum(), list(pl_module.parameters()))
         self.norms.append(float(sum(g.norm() for g in grads)))
 
-    def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         self.adapt(pl_module, batch)
 
     on_predict_batch_start = on_test_batch_start
@@ -254,7 +276,7 @@ def test_gradients_at_test_time_with_a_default_trainer(stage: str) -> None:
     assert run.predict_loop.inference_mode
 
 
-# -- the life of a callback -------------------------------------------------------------------------------------------------
+# -- the life of a callback --------------------------------------------------------------------------------------------
 
 
 class Epochs(ContinualCallback):
@@ -336,7 +358,7 @@ def test_state_key_is_the_same_in_the_next_process(make: Any) -> None:
     assert Takes(first).state_key != Takes(samples).state_key
 
 
-# -- batches ----------------------------------------------------------------------------------------------------------------
+# -- batches -----------------------------------------------------------------------------------------------------------
 
 
 X, Y = torch.zeros(2, 3), torch.ones(2)
@@ -362,12 +384,12 @@ def test_a_batch_of_another_form_is_refused(batch: Any, form: str) -> None:
 
 @pytest.mark.parametrize("batch", [[X, Y], {"x": X, "y": Y}, {0: X, 1: Y}])
 def test_columns_are_replaced_in_place(batch: Any) -> None:
-    kind = [key for key in batch] if isinstance(batch, dict) else None
+    keys = list(batch) if isinstance(batch, dict) else None
     columns = columns_of(batch, "Mine")
     replace_columns(batch, {name: torch.cat([column, column]) for name, column in columns.items()})
     values = list(batch.values()) if isinstance(batch, dict) else batch
     assert [len(value) for value in values] == [4, 4]
-    assert kind is None or kind == list(batch)
+    assert keys is None or keys == list(batch)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +406,7 @@ def test_a_batch_that_cannot_be_changed_is_refused(batch: Any, message: str) -> 
         columns_of(batch, "Mine")
 
 
-# -- passes over the data -----------------------------------------------------------------------------------------------------
+# -- passes over the data ----------------------------------------------------------------------------------------------
 
 
 class Collects(ContinualCallback):
@@ -419,6 +441,21 @@ def test_statistics_pass_over_ordinary_loaders() -> None:
     learn_plain([callback])
     labels = [torch.cat([batch[1] for batch in batches]).bincount(minlength=4).tolist() for batches in callback.passes]
     assert labels == [[12, 12, 0, 0], [0, 0, 12, 12]]
+
+
+def test_statistics_pass_goes_through_the_hooks_and_the_precision() -> None:
+    class Shifted(PlainData):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [batch[0] + 7, batch[1]]
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [batch[0] * 2, batch[1]]
+
+    callback = Collects()
+    trainer([callback], max_epochs=1, **DOUBLE).fit(seeded(), Shifted())
+    x = torch.cat([batch[0] for batch in callback.passes[0]])
+    assert x.dtype == torch.float64
+    assert 14 <= x.min() < x.max() <= 16
 
 
 def test_statistics_pass_over_a_dict_of_loaders() -> None:

@@ -1,7 +1,6 @@
 """What every plugin must keep, whoever wrote it: plugins are found by inspection, so a new one is tested unasked."""
 
 import copy
-import inspect
 import subprocess
 import sys
 from functools import cache
@@ -27,7 +26,6 @@ from tests.helpers.contracts import (
     Net,
     TinyStream,
     bad_arguments,
-    jitter,
     learn,
     learn_plain,
     make,
@@ -55,7 +53,7 @@ def test_plugins_are_found() -> None:
     assert names >= {"EWC", "Replay", "SplitDigits", "SplitFashionMNIST", "Classifier"}
 
 
-# -- callbacks ------------------------------------------------------------------------------------------------------------
+# -- callbacks ---------------------------------------------------------------------------------------------------------
 
 
 @every_callback
@@ -141,14 +139,7 @@ def compiled(**kwargs: Any) -> Any:
 
 
 @every_callback
-@pytest.mark.parametrize(
-    "how",
-    [
-        pytest.param(learn, marks=pytest.mark.xfail(raises=ValueError, strict=True, reason="not unwrapped")),
-        learn_plain,
-    ],
-    **BY_NAME,
-)
+@pytest.mark.parametrize("how", [learn, learn_plain], **BY_NAME)
 def test_compiled_module_learns_the_same(cls: type, how: Any) -> None:
     weights = [how([make(cls)], seeded(net, drop=0.0)).weights for net in (compiled, Net)]
     assert same(*weights)
@@ -202,7 +193,7 @@ def test_module_and_trainer_are_left_as_found(cls: type) -> None:
     assert not any(optimizer._optimizer_step_post_hooks for optimizer in module.made)
 
 
-# -- methods and streams ----------------------------------------------------------------------------------------------------
+# -- methods and streams -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cls", MODELS, **BY_NAME)
@@ -239,7 +230,7 @@ def test_streams_that_cannot_be_tested_exist() -> None:
     assert METHODS.keys() == {cls.__name__ for cls in MODELS}
 
 
-# -- two processes ------------------------------------------------------------------------------------------------------------
+# -- two processes -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -292,6 +283,8 @@ def check_core(ranks: list[dict[str, Any]]) -> None:
     core = [rank["core"] for rank in ranks]
     rows = torch.cat([torch.full((rank + 2 * rank, 2), rank, dtype=torch.uint8) for rank in (0, 1)])
     assert all(torch.equal(found["gathered"], rows) for found in core)
+    assert all(found["sum"] == 3 for found in core)
+    assert [int(found["own"]) for found in core] == [1, 2]
     assert all(found["objects"] == ["rank 0", "rank 1"] for found in core)
     assert same(core[0]["extra_loss"], core[1]["extra_loss"])
     alone = learn([Core()], seeded(drop=0.0), TinyStream(), precision="64-true")

@@ -1,3 +1,4 @@
+import os
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -250,6 +251,16 @@ def test_workers_change_nothing() -> None:
         torch.testing.assert_close(list(loader), whole[done:], rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_workers_are_processes_of_their_own() -> None:
+    class Where(Dataset[Any]):
+        def __getitem__(self, index: int) -> int:
+            return os.getpid()
+
+    pids = [int(*StreamLoader(Where(), lambda _: [torch.tensor([0])], 1, num_workers=n)) for n in (0, 1)]
+    assert pids[0] == os.getpid() != pids[1]
+
+
 def test_random_transforms_differ_by_epoch_batch_and_rank() -> None:
     noise = [
         round(float(value), 12)
@@ -456,15 +467,16 @@ def test_batches_are_normalised_on_the_way_and_keep_what_they_were() -> None:
 
     stream = at(Coloured(2, (2, 2, 3), 1, mean=mean, std=std))
     (stored,) = stream.statistics_dataloader()
-    batch = stream.on_after_batch_transfer(stream.on_before_batch_transfer(stored, 0), 0)
+    moved = [column.clone() for column in stream.on_before_batch_transfer(stored, 0)]  # as to a device
+    batch = stream.on_after_batch_transfer(moved, 0)
     x = stored[0].double() / 255
     expected = torch.stack([(x[:, c] - mean[c]) / std[c] for c in (0, 1)], 1)
     assert isinstance(batch, StreamBatch)
     torch.testing.assert_close(batch[0], expected.float())
     assert batch[0].dtype == torch.float32
-    assert batch[1] is stored[1]
-    assert batch.raw[0].dtype == torch.uint8
-    assert torch.equal(batch.raw[0], torch.arange(200, 248).view(4, 2, 2, 3))
+    assert batch[1] is moved[1]
+    assert batch.raw is stored
+    assert torch.equal(stored[0], torch.arange(200, 248, dtype=torch.uint8).view(4, 2, 2, 3))
 
 
 def test_floating_inputs_are_normalised_but_not_scaled() -> None:
@@ -568,6 +580,17 @@ def test_data_that_do_not_fit_are_refused_before_training(shape: Any, labels: li
 
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Bad().setup("fit")
+
+
+def test_a_class_may_be_without_test_samples() -> None:
+    class Few(Numbers):
+        def load(self, train: bool) -> tuple[Tensor, Tensor]:
+            inputs, targets = super().load(train)
+            return (inputs, targets) if train else (inputs[:1], targets[:1])
+
+    stream = Few(num_experiences=1)
+    stream.setup("fit")
+    assert stream.experiences[0].num_test == 1
 
 
 def test_experience_without_samples_is_refused_before_training() -> None:

@@ -17,11 +17,12 @@ from lightning_cl.importance import Estimator, squared_scores
 class EWC(ContinualCallback):
     r"""Add the gradient of a quadratic penalty on the change of important weights, once per optimizer step.
 
-    The penalty is :math:`\frac{\lambda}{2} \sum_i F_i (\theta_i - \theta^*_i)^2` with ``strength`` :math:`\lambda` and the
-    factor one half of Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017.
+    The penalty is :math:`\frac{\lambda}{2} \sum_i F_i (\theta_i - \theta^*_i)^2` with ``strength`` :math:`\lambda` and
+    the factor one half of Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017.
     (Avalanche, Mammoth and Smith et al., CVPR Workshops 2023, have the factor one: their strengths are half of ours.)
     :math:`F` is a diagonal Fisher estimate, made at the end of each experience in one pass over its training data in
-    eval mode, in float32. It is a mean over samples, whatever the batch size.
+    eval mode, in float32. It is a mean over samples, whatever the batch size; for the last two estimators below, over
+    batches.
 
     The closed-form gradient is added after unscaling and reduction over processes and before clipping, so that
     accumulation, mixed precision and DDP do not change it. The loss that the module logs is without the penalty. At
@@ -35,8 +36,8 @@ class EWC(ContinualCallback):
             model's labels; ``"sampled"`` draws one label of the model's; ``"predicted"`` takes its best;
             ``"batch_mean"`` squares the gradient of a batch's mean loss (Avalanche), ``"batch_scaled"`` multiplies that
             by the batch size (GT-RIPL, FACIL).
-        mode: ``"online"``: :math:`F \leftarrow \gamma F + F_t`, anchored at the last weights (Schwarz et al., ICML 2018);
-            ``"separate"``: a term per experience, each with its own anchor (Kirkpatrick et al.);
+        mode: ``"online"``: :math:`F \leftarrow \gamma F + F_t`, anchored at the last weights (Schwarz et al.,
+            ICML 2018); ``"separate"``: a term per experience, each with its own anchor (Kirkpatrick et al.);
             ``"mixed"``: :math:`F \leftarrow \alpha F + (1 - \alpha) F_t` (FACIL, PyCIL).
         gamma: Decay of ``"online"``, in [0, 1].
         alpha: Weight of the past in ``"mixed"``, in [0, 1].

@@ -20,20 +20,22 @@ class Replay(ContinualCallback):
     one forward over current and replayed samples together, so that a mean loss weighs every sample alike and
     batch norm sees both. The memory is drawn from before the current batch is offered to it.
 
-    On a :class:`lightning_cl.StreamDataModule` the memory holds samples as the data set does (``uint8`` images, one byte
-    per pixel and channel) and augments and normalises them afresh, on the device, each time they are replayed. On other
-    data it holds them as they reach ``training_step``.
+    On a :class:`lightning_cl.StreamDataModule` the memory holds samples as the data set does (``uint8`` images, one
+    byte per pixel and channel) and augments and normalises them afresh, on the device, each time they are replayed. On
+    other data it holds them as they reach ``training_step``.
 
-    With several processes the memory is *replicated*: every process offers the batches of all, in the order of ranks, to
-    a memory with the same generator, so that all hold the same, as one process would with the joined batches; each draws
-    its own replay samples.
+    With several processes the memory is *replicated*: every process offers the batches of all, in the order of ranks,
+    to a memory with the same generator, so that all hold the same, as one process would with the joined batches; each
+    draws its own replay samples.
+
+    Several instances in one trainer each add their own samples, and each is offered those of the data loader only.
 
     Args:
         capacity: Number of samples in memory, 1 or more.
         batch_size: Replayed samples per batch and process; ``None`` is as many as the batch has, 0 is fine-tuning.
-        insert_epochs: Offer the samples of an experience to the memory in its ``"first"`` epoch, so that each is offered
-            once and the reservoir is uniform over the stream; or in ``"all"`` epochs, as Mammoth does, which makes it
-            uniform over presentations and lets it hold duplicates.
+        insert_epochs: Offer the samples of an experience to the memory in its ``"first"`` epoch, so that each is
+            offered once and the reservoir is uniform over the stream; or in ``"all"`` epochs, as Mammoth does, which
+            makes it uniform over presentations and lets it hold duplicates.
         policy: Which samples stay (see :class:`lightning_cl.Memory`).
         seed: Fixes what is kept and drawn; ``None`` is the seed of ``seed_everything``, else 0.
 
@@ -93,7 +95,7 @@ class Replay(ContinualCallback):
         return sum(c._replayed for c in callbacks[: callbacks.index(self)] if isinstance(c, Replay))
 
     def _draw(self, trainer: Trainer, count: int) -> dict[str, Tensor]:
-        """Draw samples as ``training_step`` gets them: what is drawn depends on (seed, rank, number of the draw) only."""
+        """Draw samples as ``training_step`` gets them: a function of memory, seed, rank and the number of the draw."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 1, trainer.global_rank, self._draws))
         self._draws += 1
         drawn = self.memory.draw(count, generator)

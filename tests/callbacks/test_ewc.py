@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning_cl.callbacks import EWC
+from lightning_cl.callbacks.regularization import ewc as ewc_module
 from torch import Tensor, nn
 
 from lightning_cl import RunLogger, fit_stream
-from lightning_cl.callbacks import EWC
-from lightning_cl.callbacks.regularization import ewc as ewc_module
 from lightning_cl.checkpoint import CheckpointError
 from lightning_cl.importance import squared_scores
 from lightning_cl.utilities import get_rng_state
@@ -37,7 +37,7 @@ def test_first_experience_is_fine_tuning() -> None:
     assert same(learn([EWC(50.0)], stream=first).weights, learn(stream=first).weights)
 
 
-# -- the penalty --------------------------------------------------------------------------------------------------------
+# -- the penalty -------------------------------------------------------------------------------------------------------
 
 
 class Before(Callback):
@@ -127,7 +127,7 @@ def test_each_optimizer_adds_to_its_own_weights_only() -> None:
     assert changed == [False] * 6 + [False] + [True] * 5  # the anchor is the first weights of the second task
 
 
-# -- the Fisher pass ------------------------------------------------------------------------------------------------------
+# -- the Fisher pass ---------------------------------------------------------------------------------------------------
 
 
 class Normed(Net):
@@ -189,6 +189,16 @@ def test_importance_is_a_mean_over_samples(size: int) -> None:
     torch.testing.assert_close(ewc.anchor.importance, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("estimator", ["exact", "predicted", "batch_mean", "batch_scaled"])
+def test_importance_is_by_the_estimator(estimator: Any) -> None:
+    ewc, module = EWC(1.0, estimator), seeded(drop=0.0)
+    learn([ewc], module, TinyStream(1, eval_batch_size=12), **DOUBLE)
+    x, y = samples(train=True)
+    sums, count = squared_scores(module, zip(scaled(x).split(12), y.split(12), strict=True), estimator)
+    expected = {name: value / count for name, value in sums.items()}
+    torch.testing.assert_close(ewc.anchor.importance, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_no_pass_at_strength_0(strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[Any] = []
@@ -212,7 +222,7 @@ def test_batches_of_another_form_are_unpacked() -> None:
         trainer([EWC()], max_epochs=1).fit(seeded(Odd), loader)
 
 
-# -- arguments and state --------------------------------------------------------------------------------------------------------
+# -- arguments and state -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,7 +233,7 @@ def test_a_state_is_of_its_arguments(other: dict[str, Any], tmp_path: Path) -> N
     """A strength means nothing without its estimator: a run does not go on under other ones."""
     files = {"logger": RunLogger(tmp_path), "enable_checkpointing": True}
     learn([EWC(2.0)], max_epochs=1, **files)
-    with pytest.raises(CheckpointError, match="EWC.*'strength': '2.0'.* and this run has EWC"):
+    with pytest.raises(CheckpointError, match=r"EWC.*'strength': '2.0'.* and this run has EWC"):
         fit_stream(trainer([EWC(**other)], max_epochs=1), seeded(), TinyStream(), tmp_path / "last.ckpt")
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning_cl.callbacks import Replay
 from torch import Tensor
 
 from lightning_cl import Memory
-from lightning_cl.callbacks import Replay
 from lightning_cl.utilities import derive_seed
 from tests.helpers.contracts import (
     LIGHTNINGS_OWN_WARNINGS,
@@ -65,7 +65,8 @@ def written_out(capacity: int, batch_size: int | None, insert_epochs: str, seed:
 
 
 @pytest.mark.parametrize(
-    ("capacity", "batch_size", "insert_epochs"), [(10, None, "first"), (5, 3, "first"), (10, None, "all"), (3, 50, "all")]
+    ("capacity", "batch_size", "insert_epochs"),
+    [(10, None, "first"), (5, 3, "first"), (10, None, "all"), (3, 50, "all")],
 )
 def test_equals_the_loop_written_out(capacity: int, batch_size: int | None, insert_epochs: Any) -> None:
     replay = Replay(capacity, batch_size, insert_epochs, seed=4)
@@ -166,7 +167,7 @@ def test_a_dict_is_changed_in_place() -> None:
 def test_a_tuple_is_refused() -> None:
     loader = PlainData().train_dataloader()
     loader.collate_fn = lambda items: tuple(map(torch.stack, zip(*items, strict=True)))
-    with pytest.raises(TypeError, match="Replay changes the batch in place, .* `collate_fn`"):
+    with pytest.raises(TypeError, match=r"Replay changes the batch in place, .* `collate_fn`"):
         trainer([Replay(10)], max_epochs=1).fit(seeded(), loader)
 
 

@@ -56,7 +56,7 @@ LIGHTNINGS_OWN_WARNINGS = [
 ANY_VALUE: dict[str, str] = {}  # "Class.argument" of a number that may be -1, or a word that may be any: why
 
 
-# -- the plugins --------------------------------------------------------------------------------------------------------
+# -- the plugins -------------------------------------------------------------------------------------------------------
 
 
 def found(base: type) -> list[type]:
@@ -102,7 +102,7 @@ def bad_arguments(cls: type) -> Iterator[tuple[str, Any]]:
             yield name, -1
 
 
-# -- what they are tried on ---------------------------------------------------------------------------------------------
+# -- what they are tried on --------------------------------------------------------------------------------------------
 
 
 def samples(train: bool, per_class: int = 12) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,12 @@ Both processes are forked from one that has imported everything, as imports cost
 """
 
 import os
+import signal
 import socket
 import sys
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_cl.callback import ContinualCallback, gather_objects, gather_rows, statistics_batches
+from lightning_cl.callback import ContinualCallback, gather_objects, gather_rows, statistics_batches, sum_over_ranks
 from tests.helpers.contracts import CONTINUAL, TinyStream, learn, make, seeded
 
 TWO = {"strategy": "ddp", "devices": 2}
@@ -36,7 +38,10 @@ class Core(ContinualCallback):
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rank = trainer.global_rank
         rows = torch.full((3 * rank, 2), rank, dtype=torch.uint8)  # rank 0 has none
+        own = torch.tensor(rank + 1)
         self.found = {
+            "sum": sum_over_ranks(trainer, own),
+            "own": own,
             "gathered": gather_rows(trainer, rows),
             "objects": gather_objects(trainer, f"rank {rank}"),
             "statistics": torch.cat([batch[0] for batch in statistics_batches(trainer)]),
@@ -87,10 +92,8 @@ def main(folder: Path) -> int:
         if code:
             status = 1
             for pid in pids:
-                try:
-                    os.kill(pid, 9)
-                except ProcessLookupError:
-                    pass
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
     return status
 
 
