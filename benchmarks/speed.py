@@ -32,7 +32,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-import lightning_cl.backbones
 from lightning_cl import Memory, RunLogger, fit_stream
 from lightning_cl.callbacks import EWC, Replay
 from lightning_cl.datamodules import SplitFashionMNIST

@@ -2,10 +2,10 @@
 
 import lightning as L
 import torch
+from own_trainer import Net
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from own_trainer import Net
 from lightning_cl.callbacks import EWC, Replay
 
 if __name__ == "__main__":

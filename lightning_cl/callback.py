@@ -48,6 +48,7 @@ class ContinualCallback(Callback):
         self._first_epoch: int | None = None
         self._step_hooks: list[Any] = []
         self._with_inference_mode: list[Any] = []
+        self._state_key: str | None = None  # made once per fit or test: Lightning asks for it at every hook
 
     # -- what a method overrides ----------------------------------------------------------------------------------
 
@@ -84,6 +85,7 @@ class ContinualCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._state_key = self._generate_state_key(**self.arguments)
         if stage == "fit":
             self._first_epoch = None  # an earlier fit may have failed; a resumed one has its state loaded after this
             if self._has("extra_loss") and not pl_module.automatic_optimization:
@@ -143,6 +145,7 @@ class ContinualCallback(Callback):
         self._release(pl_module)
 
     def _release(self, pl_module: LightningModule) -> None:
+        self._state_key = None
         _LossTerms.remove(pl_module)
         while self._step_hooks:
             self._step_hooks.pop().remove()
@@ -159,7 +162,7 @@ class ContinualCallback(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(**self.arguments)
+        return self._state_key or self._generate_state_key(**self.arguments)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -136,6 +136,15 @@ def fit_stream(
         ValueError: If an argument or the setting of the trainer cannot work.
         CheckpointError: If the checkpoint is truncated, foreign, or of another stream, world size or set of callbacks.
         FileExistsError: If the run folder holds an earlier run and ``ckpt_path`` is not given.
+
+    Example:
+        >>> from lightning_cl.datamodules import SplitDigits
+        >>> from lightning_cl.methods import Classifier
+        >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = Trainer(max_epochs=1, accelerator="cpu", enable_checkpointing=False, **quiet)
+        >>> result = fit_stream(trainer, Classifier(10, "mlp", (1, 8, 8)), SplitDigits(num_experiences=2))
+        >>> result.accuracy_matrix.shape, result.run_dir
+        (torch.Size([2, 2]), None)
     """
     _check_arguments(trainer, stream, evaluate, scoring, keep_checkpoints)
     module = getattr(model, "_orig_mod", model)  # of a compiled model; Lightning takes that as it is
@@ -576,6 +585,7 @@ def _quiet() -> Iterator[None]:
     logger.addFilter(news)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # no validation part
+        warnings.filterwarnings("ignore", "You passed in a `val_dataloader` but have no `validation_step`")
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # of this very run
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # between Lightning 2.6 and torch 2.9
         try:

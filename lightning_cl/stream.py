@@ -336,9 +336,8 @@ class StreamDataModule(LightningDataModule):
                 raise ValueError(f"`{name}` must be 1 or more, got {value}.")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"`val_fraction` must be in [0, 1), got {val_fraction}.")
-        for name, count in (("num_workers", num_workers), ("seed", default_seed(seed))):
-            if count < 0:
-                raise ValueError(f"`{name}` must be 0 or more, got {count}.")
+        if num_workers < 0:
+            raise ValueError(f"`num_workers` must be 0 or more, got {num_workers}.")
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, *input_shape[:1]):
                 raise ValueError(f"`{name}` must hold one value, or one per channel of {input_shape}, got {values}.")

@@ -25,11 +25,17 @@ def derive_seed(*numbers: int) -> int:
 def default_seed(seed: int | None) -> int:
     """Return ``seed``, or the one that ``lightning.seed_everything`` was last called with, or 0.
 
+    Raises:
+        ValueError: If it is negative.
+
     Example:
         >>> default_seed(7)
         7
     """
-    return int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+    chosen = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+    if chosen < 0:
+        raise ValueError(f"`seed` must be 0 or more, got {chosen}.")
+    return chosen
 
 
 @contextmanager

@@ -17,7 +17,16 @@ ROOT = os.environ.get("FASHION_MNIST_ROOT", "/usr/share/datasets/fashion-mnist")
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "lightning_cl", "fit", "--config", "streams/split_fashion_mnist", "--data.root", ROOT]
+    command = [
+        sys.executable,
+        "-m",
+        "lightning_cl",
+        "fit",
+        "--config",
+        "streams/split_fashion_mnist",
+        "--data.root",
+        ROOT,
+    ]
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
             [*command, *arguments],

@@ -24,7 +24,7 @@ def disturb(*arguments: object) -> str:
 
 
 def test_sigkill_at_random_moments(tmp_path: Path) -> None:
-    disturb(tmp_path, "steps", 3, 0)
+    disturb(tmp_path, "steps", 2, 0)
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning_cl.callbacks import EWC, Replay
 from torch import Tensor, nn
 
 from lightning_cl import CheckpointError, RunLogger, StreamDataModule, TensorData, evaluate_stream, fit_stream
+from lightning_cl.callbacks import EWC, Replay
 from lightning_cl.report import read_matrix_csv
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -61,8 +61,6 @@ class Replay(ContinualCallback):
             raise ValueError(f"`batch_size` must be 0 or more, or None for that of the batch, got {batch_size}.")
         if insert_epochs not in ("first", "all"):
             raise ValueError(f"`insert_epochs` must be 'first' or 'all', got {insert_epochs!r}.")
-        if seed is not None and seed < 0:
-            raise ValueError(f"`seed` must be 0 or more, or None, got {seed}.")
         if policy not in POLICIES:
             raise ValueError(f"`policy` must be one of {sorted(POLICIES)}, got {policy!r}.")
         self.capacity = capacity
@@ -72,22 +70,21 @@ class Replay(ContinualCallback):
         self.seed = default_seed(seed)
         self.memory = Memory(capacity, policy, derive_seed(self.seed, 0))
         self._draws = 0
-        self._offered: dict[str, Tensor] = {}
         self._replayed = 0  # samples added to the current batch
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         columns = columns_of(batch, "Replay")
         current = len(next(iter(columns.values()))) - self._replayed_by_others(trainer)
+        wanted = current if self.batch_size is None else self.batch_size
+        drawn = self._draw(trainer, wanted) if wanted and len(self.memory) else {}
+        self._replayed = len(next(iter(drawn.values()), ()))
+        if drawn:
+            replace_columns(batch, {name: torch.cat([column, drawn[name]]) for name, column in columns.items()})
+        # After the draw, or the batch could replay itself; before the step, which may change inputs in place.
         if self.insert_epochs == "all" or self.epoch_of_experience(trainer) == 0:
             raw = batch.raw if isinstance(batch, StreamBatch) else [column[:current] for column in columns.values()]
-            self._offered = dict(zip(columns, raw, strict=True))
-        self._replayed = 0
-        wanted = current if self.batch_size is None else self.batch_size
-        if wanted and len(self.memory):
-            drawn = self._draw(trainer, wanted)
-            self._replayed = len(next(iter(drawn.values())))
-            replace_columns(batch, {name: torch.cat([column, drawn[name]]) for name, column in columns.items()})
+            self.memory.insert({name: gather_rows(trainer, x) for name, x in zip(columns, raw, strict=True)})
 
     def _replayed_by_others(self, trainer: Trainer) -> int:
         """How many rows, at the end of the batch, were added by the instances that come before this one."""
@@ -104,14 +101,6 @@ class Replay(ContinualCallback):
         if isinstance(stream, StreamDataModule):
             return dict(zip(columns, stream.transform_batch(list(columns.values()), augment=True), strict=True))
         return columns
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._offered:
-            self.memory.insert({name: gather_rows(trainer, column) for name, column in self._offered.items()})
-            self._offered = {}
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class Classifier(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"`num_classes` must be 1 or more, got {num_classes}.")
         if loss_classes not in ("all", "seen", "current"):
             raise ValueError(f"`loss_classes` must be 'all', 'seen' or 'current', got {loss_classes!r}.")
         if backbone_args and not isinstance(backbone, str):

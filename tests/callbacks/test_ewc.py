@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning_cl.callbacks import EWC
-from lightning_cl.callbacks.regularization import ewc as ewc_module
 from torch import Tensor, nn
 
 from lightning_cl import RunLogger, fit_stream
+from lightning_cl.callbacks import EWC
+from lightning_cl.callbacks.regularization import ewc as ewc_module
 from lightning_cl.checkpoint import CheckpointError
 from lightning_cl.importance import squared_scores
 from lightning_cl.utilities import get_rng_state

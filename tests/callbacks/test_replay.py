@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning_cl.callbacks import Replay
 from torch import Tensor
 
 from lightning_cl import Memory
+from lightning_cl.callbacks import Replay
 from lightning_cl.utilities import derive_seed
 from tests.helpers.contracts import (
     LIGHTNINGS_OWN_WARNINGS,
@@ -145,6 +145,17 @@ def test_ordinary_batches_are_kept_as_they_reach_the_module() -> None:
     stored, originals = replay.memory.items["0"], samples(train=True)[0].float() / 255
     assert stored.dtype == torch.float32
     assert torch.equal(stored.flatten(1).sum(1).sort().values, originals.flatten(1).sum(1).sort().values)
+
+
+def test_a_step_may_change_its_inputs() -> None:
+    class Erases(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            batch[0].zero_()
+            return super().training_step(batch, batch_idx)
+
+    replay = Replay(100)
+    learn_plain([replay], seeded(Erases))
+    assert replay.memory.items["0"].flatten(1).sum(1).min() > 0
 
 
 def collate(kind: Any) -> Any:

@@ -23,11 +23,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_cl.callbacks import EWC, Replay
-from lightning_cl.datamodules import SplitDigits
 
 from lightning_cl import RunLogger, fit_stream
+from lightning_cl.callbacks import EWC, Replay
 from lightning_cl.checkpoint import find_last
+from lightning_cl.datamodules import SplitDigits
 from lightning_cl.methods import Classifier
 
 DROPOUT = {"hidden": (32,), "drop_rate": 0.2}
