@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
+import lightning_cl.backbones  # noqa: F401  (registers the networks)
 from lightning_cl import Memory, RunLogger, fit_stream
 from lightning_cl.callbacks import EWC, Replay
 from lightning_cl.datamodules import SplitFashionMNIST
@@ -43,7 +44,7 @@ BATCH, EVAL_BATCH, CAPACITY, LR = 64, 512, 500, 0.05
 MEAN, STD = 0.2860, 0.3530
 
 
-# -- the data: read once, held by both sides in memory ------------------------------------------------------------------
+# -- the data: read once, held by both sides in memory ----------------------------------------------------------------
 
 
 @cache
@@ -65,7 +66,7 @@ class HeldStream(SplitFashionMNIST):
         return images_and_labels(self.root, train, self.every)
 
 
-# -- one side: loops as one would write them by hand ---------------------------------------------------------------------
+# -- one side: loops as one would write them by hand ------------------------------------------------------------------
 
 
 @dataclass
@@ -87,10 +88,12 @@ class TensorReservoir:
         self.seen = 0
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Take ``count`` different samples."""
         at = torch.randperm(min(self.seen, CAPACITY))[:count]
         return self.images[at], self.labels[at]
 
     def insert(self, images: Tensor, labels: Tensor) -> None:
+        """Offer a batch."""
         number = torch.arange(self.seen, self.seen + len(labels))
         slot = torch.where(number < CAPACITY, number, (torch.rand(len(labels)) * (number + 1)).long())
         keep = slot < CAPACITY
@@ -170,7 +173,7 @@ def test(model: nn.Module, images: Tensor, labels: Tensor, last: int) -> list[fl
     return accuracies
 
 
-# -- Lightning alone: what any use of it costs, with the batches of the loop ----------------------------------------------
+# -- Lightning alone: what any use of it costs, with the batches of the loop ------------------------------------------
 
 
 class PlainModule(L.LightningModule):
@@ -195,9 +198,9 @@ class PlainModule(L.LightningModule):
 
 def lean_trainer(*callbacks: Callback, **options: Any) -> L.Trainer:
     """What somebody who cares for speed asks of a trainer."""
-    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    chosen = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, **dict.fromkeys(off, False), **options}
-    return L.Trainer(callbacks=list(callbacks), **chosen)
+    unwanted = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    off = {} if options.get("barebones") else dict.fromkeys(unwanted, False)
+    return L.Trainer(max_epochs=1, accelerator="cpu", devices=1, callbacks=list(callbacks), **off, **options)
 
 
 def lightning_alone(backbone: str, root: str, every: int, log: bool = False, replay: bool = False) -> Seconds:
@@ -214,7 +217,7 @@ def lightning_alone(backbone: str, root: str, every: int, log: bool = False, rep
     return clock.seconds
 
 
-# -- the other side: fit_stream ------------------------------------------------------------------------------------------
+# -- the other side: fit_stream ---------------------------------------------------------------------------------------
 
 
 class Clock(Callback):
@@ -251,6 +254,7 @@ def fit(
     every: int,
     method: Callable[[], Callback] | None = None,
     defaults: bool = False,
+    **options: Any,
 ) -> Seconds:
     """Train through ``fit_stream``; ``defaults``: with a log, checkpoints and the progress bar."""
     callbacks, clock = [method()] if method else [], Clock()
@@ -271,7 +275,7 @@ def fit(
                 max_epochs=1, accelerator="cpu", devices=1, logger=logger, callbacks=[*callbacks, clock]
             )
         else:
-            trainer = lean_trainer(*callbacks, clock)
+            trainer = lean_trainer(*callbacks, clock, **options)
         result = fit_stream(trainer, model, stream)
         clock.seconds.total = time.process_time() - begin
     clock.seconds.accuracy = result.average_accuracy
@@ -284,6 +288,7 @@ VARIANTS: dict[str, Callable[..., Seconds]] = {
     "loop, float tensors": partial(loop, floats=True),
     "Lightning alone": lightning_alone,
     "Lightning alone, self.log": partial(lightning_alone, log=True),
+    "fit_stream, barebones": partial(fit, barebones=True),
     "fit_stream, defaults": partial(fit, defaults=True),
     "fit_stream, EWC": partial(fit, method=lambda: TimedEWC(strength=10.0)),
     "loop, replay": partial(loop, replay=True),
@@ -292,7 +297,7 @@ VARIANTS: dict[str, Callable[..., Seconds]] = {
 }
 
 
-# -- figures ---------------------------------------------------------------------------------------------------------------
+# -- figures ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -309,6 +314,7 @@ class Figure:
 
     @property
     def verdict(self) -> str:
+        """Whether the bar, if there is one, is reached."""
         return "" if self.bar is None else "ok" if self.value <= self.bar else "missed"
 
 
@@ -333,6 +339,7 @@ def ratio_figures(part: str, rounds: list[dict[str, Seconds]]) -> list[Figure]:
         figure("fine-tuning and tests: fit_stream / loop", total("fit_stream", "loop"), 1.4 if mlp else 1.05),
         figure("the same, training alone", train("fit_stream", "loop")),
         figure("the same / loop over float tensors", total("fit_stream", "loop, float tensors")),
+        figure("fit_stream with Trainer(barebones=True) / loop", total("fit_stream, barebones", "loop")),
         figure("fit_stream with log, checkpoints, bar / loop", total("fit_stream, defaults", "loop")),
         figure("training: Lightning alone / loop", train("Lightning alone", "loop")),
         figure("training: Lightning alone with self.log / loop", train("Lightning alone, self.log", "loop")),
@@ -363,7 +370,7 @@ def run_rounds(part: str, count: int, root: str, every: int) -> list[dict[str, S
     return rounds
 
 
-# -- memory ------------------------------------------------------------------------------------------------------------------
+# -- memory -----------------------------------------------------------------------------------------------------------
 
 
 class Allocations(TorchDispatchMode):
@@ -408,8 +415,7 @@ class WatchedReplay(Replay):
 def memory_figures(root: str, count: int = 10_000) -> list[Figure]:
     """Hold ``count`` images: what do they occupy, and is anything as large made in a step?"""
     images, labels = images_and_labels(root, True, 1)
-    images, labels = images[:count], labels[:count]
-    memory = Memory(count)
+    memory = Memory(len(images))
     before = resident()
     memory.insert({"0": images, "1": labels})
     grown = resident() - before
@@ -424,7 +430,7 @@ def memory_figures(root: str, count: int = 10_000) -> list[Figure]:
     return [
         exact("storage of the images / (n * pixels * channels)", stored / images.numel(), 1.0, "x"),
         exact("resident memory grows by / the same (labels included)", grown / images.numel(), None, "x"),
-        exact("largest tensor made in a step of the MLP / buffer of 10 000", replay.largest / held, 1.0, "x"),
+        exact("largest tensor made in a step of the MLP / buffer of 10 000 images", replay.largest / held, 1.0, "x"),
         exact("steps after which the buffer lay elsewhere", replay.moved, 0.0, ""),
     ]
 
@@ -433,7 +439,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-# -- the report --------------------------------------------------------------------------------------------------------------
+# -- the report -------------------------------------------------------------------------------------------------------
 
 
 def machine() -> dict[str, str]:

@@ -33,7 +33,7 @@ class ContinualParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
         if not self.exit_on_error:
             return super().error(message, ex)  # a parser within: the outermost one speaks
-        if match := re.search(r"(?:does not accept option '|unrecognized arguments: --)([\w.]+)", message):
+        if match := re.search(r"(?i:does not accept option '|unrecognized arguments: --)([\w.]+)", message):
             message = f"There is no option `{match[1]}`. {nearest(match[1], self._keys())}"
         print(f"lightning-cl: {essence(message)}\n(`{self.prog} --help` lists all options.)", file=sys.stderr)
         sys.exit(2)

@@ -156,7 +156,7 @@ def fit_stream(
             if evaluate == "all":
                 run.measure(trainer, model, initial=True)
         elif not run.within:  # a kill may have come between the checkpoint and what follows it
-            _publish(trainer, folder, Path(resume), keep_checkpoints)
+            _publish(trainer, folder, Path(resume), run.finished - 1, keep_checkpoints)
             run.report(trainer, folder)
         if run.finished == len(stream):
             module.load_state_dict(read_checkpoint(resume or "")["state_dict"])
@@ -176,7 +176,7 @@ def fit_stream(
             if folder is not None:
                 path = folder / "checkpoints" / f"experience_{i}.ckpt"
                 trainer.save_checkpoint(path, weights_only=False)
-                _publish(trainer, folder, path, keep_checkpoints)
+                _publish(trainer, folder, path, i, keep_checkpoints)
             run.report(trainer, folder)
     result = run.result(folder)
     if trainer.is_global_zero and trainer.progress_bar_callback is not None:
@@ -695,11 +695,11 @@ def holds_a_run(folder: Path) -> bool:
     return (folder / "summary.json").exists() or any((folder / "checkpoints").glob("*.ckpt"))
 
 
-def _publish(trainer: Trainer, folder: Path | None, path: Path, keep: Keep) -> None:
+def _publish(trainer: Trainer, folder: Path | None, path: Path, index: int, keep: Keep) -> None:
     """Let ``last.ckpt`` point to an experience checkpoint, and drop what it supersedes."""
     if folder is None or not trainer.is_global_zero or path.parent.resolve() != (folder / "checkpoints").resolve():
         return
     link_atomic(path, folder / "last.ckpt")
     path.with_name(INTERRUPTED).unlink(missing_ok=True)
     if keep == "last":
-        path.with_name(f"experience_{int(path.stem.split('_')[1]) - 1}.ckpt").unlink(missing_ok=True)
+        path.with_name(f"experience_{index - 1}.ckpt").unlink(missing_ok=True)

@@ -142,8 +142,8 @@ def test_last_is_the_furthest_in_the_stream(tmp_path: Path) -> None:
     """By experiences finished, then steps, then consolidation; neither by name nor by time."""
     ahead = [
         save(tmp_path / "b" / "a.ckpt", finished=2, step=9),
-        save(tmp_path / "a" / "x.ckpt", finished=1, step=30, consolidated=True),
-        save(tmp_path / "a" / "c.ckpt", finished=1, step=30),
+        save(tmp_path / "a" / "c.ckpt", finished=1, step=30, consolidated=True),
+        save(tmp_path / "a" / "x.ckpt", finished=1, step=30),
         save(tmp_path / "a" / "z.ckpt", finished=1, step=4),
         save(tmp_path / "a" / "y.ckpt", finished=0, step=90, consolidated=True),
     ]

@@ -29,7 +29,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     ]
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [*command, *arguments],
+            [*command, "--data.root", ROOT, *arguments],
             cwd=folder,
             stdout=log,
             stderr=log,

@@ -52,8 +52,18 @@ def test_rewound_log_equals_the_uninterrupted_one(saved: int, more: int, tmp_pat
     resumed = RunLogger(tmp_path / "run")
     resumed.rewind(saved)
     assert resumed.rows == saved
-    assert resumed.path.exists() == (saved > 0)
+    if saved:
+        assert resumed.path.read_bytes() == log(RunLogger(tmp_path / "saved"), ROWS[:saved]).path.read_bytes()
+    else:
+        assert not resumed.path.exists()
     assert log(resumed, ROWS[saved:]).path.read_bytes() == whole
+
+
+def test_a_run_from_the_beginning_starts_the_file_anew(tmp_path: Path) -> None:
+    """As after a kill before the first checkpoint."""
+    log(RunLogger(tmp_path / "run"), ROWS[:4])
+    whole = log(RunLogger(tmp_path / "whole"), ROWS).path.read_bytes()
+    assert log(RunLogger(tmp_path / "run"), ROWS).path.read_bytes() == whole
 
 
 def test_a_row_that_was_cut_off_is_none(tmp_path: Path) -> None:

@@ -192,8 +192,9 @@ def test_test_step_gives_scores_and_prediction_gives_classes() -> None:
     model, stream, run = Classifier(4, nn.Linear(3, 4)), Points(eval_batch_size=4), trainer()
     (measured,) = run.test(model, datamodule=stream, verbose=False)
     predicted: Any = run.predict(model, datamodule=stream)
-    labels = torch.cat([y for _, y in stream.test_dataloader()])
-    assert measured["test_acc"] == pytest.approx((torch.cat(predicted) == labels).float().mean().item())
+    x, y = (torch.cat(column) for column in zip(*stream.test_dataloader(), strict=True))
+    assert torch.equal(torch.cat(predicted), model(x.float() / 255).argmax(1))
+    assert measured["test_acc"] == pytest.approx((torch.cat(predicted) == y).float().mean().item())
     batch = [torch.rand(2, 3), torch.tensor([0, 1])]
     model.trainer = run
     model.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
