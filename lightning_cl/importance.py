@@ -190,7 +190,7 @@ class _Scores:
         calls: list[_Call] = []
         times: Counter[nn.Module] = Counter()
 
-        @torch.compiler.disable  # torch 2.4 would trace it in a compiled model
+        @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch 2.4 would trace it in a compiled model
         def note(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             times[layer] += 1
             axes = 4 if isinstance(layer, nn.Conv2d) else 1 + len(getattr(layer, "normalized_shape", "1"))
