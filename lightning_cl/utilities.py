@@ -12,14 +12,15 @@ from torch import nn
 
 
 def derive_seed(*numbers: int) -> int:
-    """Mix non-negative integers into one seed, so that those of (1, 2), (2, 1), (1,) and (1, 0) are unrelated.
+    """Mix non-negative integers into one seed, so that (1, 2) and (2, 1) are unrelated.
+
+    Zeros at the end do not count: (1,) and (1, 0) give the same.
 
     Example:
         >>> derive_seed(0, 1) == derive_seed(0, 1), derive_seed(0, 1) == derive_seed(1, 0)
         (True, False)
     """
-    first, *rest = numbers  # as further entropy, trailing zeros would not count
-    return int(np.random.SeedSequence(first, spawn_key=rest).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def default_seed(seed: int | None) -> int:
