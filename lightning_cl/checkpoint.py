@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -123,17 +122,14 @@ def find_last(folders: Iterable[Path]) -> Path | None:
     return best and best[1]
 
 
-def check_state(
-    state: dict[str, Any], shape: dict[str, Any], world_size: int, callbacks: dict[str, Any], saved: Iterable[str]
-) -> None:
+def check_state(state: dict[str, Any], shape: dict[str, Any], world_size: int, callbacks: list[str]) -> None:
     """Refuse a checkpoint of another stream, another number of processes or other callbacks.
 
     Args:
         state: The run's state in the checkpoint.
         shape: ``stream.shape()`` of this run.
         world_size: Number of processes of this run.
-        callbacks: State keys of this run's stateful callbacks, with their arguments.
-        saved: State keys in the checkpoint.
+        callbacks: State keys of this run's continual callbacks: each is the name of the class and its arguments.
 
     Raises:
         CheckpointError: Names the first thing that differs, with both values.
@@ -153,16 +149,14 @@ def check_state(
             f"The checkpoint was written by {state['world_size']} process(es) and this run has {world_size}: the order "
             "of samples and what each process holds differ. Set `devices` and `num_nodes` as they were."
         )
-    saved = list(saved)
-    for key, arguments in callbacks.items():
-        if key not in saved:
-            kind = key.split("{")[0]
-            others = [other[len(kind) :] for other in saved if re.match(rf"{re.escape(kind)}(\{{|$)", other)]
-            was = f"with {kind}{' and '.join(others)}" if others else f"without {kind}"
-            raise CheckpointError(
-                f"The checkpoint was written {was}, and this run has {kind}{arguments}: resume with the same callbacks "
-                "and arguments, or start a new run."
-            )
+    gone = [key for key in state["callbacks"] if key not in callbacks]
+    new = [key for key in callbacks if key not in state["callbacks"]]
+    if gone or new:
+        raise CheckpointError(
+            f"The checkpoint was written with {' and '.join(gone) or 'fewer callbacks'}, and this run has "
+            f"{' and '.join(new) or 'no such callback'}: resume with the same callbacks and arguments, or start a new "
+            "run."
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -449,6 +449,7 @@ class StreamRun(Callback):
             own["results"] = as_tensors(running_results(trainer))
         return {
             "shape": self.stream.shape(),
+            "callbacks": _continual(trainer),
             "world_size": trainer.world_size,
             "finished": self.finished,
             "within": self.within,
@@ -501,7 +502,7 @@ def _attached(trainer: Trainer, model: LightningModule, run: StreamRun, folder: 
         stack.callback(callbacks.__setitem__, slice(None), before)
         run.stream.before_first_batch = run._put_back_rng
         stack.callback(setattr, run.stream, "before_first_batch", None)
-        stack.enter_context(_quiet())
+        stack.enter_context(_quiet(run.stream))
         stack.enter_context(_labelled_progress(trainer, run.stream))
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             stack.callback(setattr, trainer.strategy, "checkpoint_io", trainer.strategy.checkpoint_io)
@@ -574,7 +575,7 @@ def _labelled_progress(trainer: Trainer, stream: StreamDataModule) -> Iterator[N
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(stream: StreamDataModule) -> Iterator[None]:
     """Keep back what Lightning says at every fit and test, which here comes once per experience."""
     repeated = ("`Trainer.fit` stopped:", "LOCAL_RANK:", "Restor", "Loaded model")
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
@@ -584,8 +585,9 @@ def _quiet() -> Iterator[None]:
 
     logger.addFilter(news)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # no validation part
-        warnings.filterwarnings("ignore", "You passed in a `val_dataloader` but have no `validation_step`")
+        if not stream.val_fraction:
+            warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+            warnings.filterwarnings("ignore", "You passed in a `val_dataloader` but have no `validation_step`")
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # of this very run
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # between Lightning 2.6 and torch 2.9
         try:
@@ -678,9 +680,7 @@ def _resolve(
 def _read_state(path: Path, trainer: Trainer, stream: StreamDataModule, run: StreamRun) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     state: dict[str, Any] = checkpoint["callbacks"][RUN_STATE]
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    ours = {c.state_key: str(c.arguments) for c in callbacks if isinstance(c, ContinualCallback)}
-    check_state(state, stream.shape(), trainer.world_size, ours, checkpoint["callbacks"])
+    check_state(state, stream.shape(), trainer.world_size, _continual(trainer))
     run.restore(state)
     wandb = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
     for logger, run_id in zip(wandb, run.wandb_ids, strict=False):
@@ -688,6 +688,11 @@ def _read_state(path: Path, trainer: Trainer, stream: StreamDataModule, run: Str
             logger._id = run_id
             logger._wandb_init.update(id=run_id, resume="allow")
     return state
+
+
+def _continual(trainer: Trainer) -> list[str]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback.state_key for callback in callbacks if isinstance(callback, ContinualCallback)]
 
 
 def holds_a_run(folder: Path) -> bool:

@@ -450,6 +450,7 @@ class StreamDataModule(LightningDataModule):
             "input_shape": list(self.input_shape),
             "sizes": [list(size) for size in sizes],
             "batch_size": self.batch_size,
+            "eval_batch_size": self.eval_batch_size,  # sums over statistics passes are taken in its order
             "seed": self.seed,
             "val_fraction": self.val_fraction,
             "cumulative": self.cumulative,

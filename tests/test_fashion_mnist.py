@@ -13,7 +13,7 @@ import torch
 
 pytestmark = pytest.mark.fashion_mnist
 
-ROOT = os.environ.get("FASHION_MNIST_ROOT", "/usr/share/datasets/fashion-mnist")
+ROOT = os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist")
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
