@@ -421,7 +421,8 @@ def _embedding(layer: nn.Embedding, x: Tensor, delta: Tensor) -> tuple[Tensor, T
 
 def _in_chunks(weight: Tensor, x: Tensor, delta: Tensor, gradients: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     total = delta.new_zeros(weight.shape)
-    size = max(1, 2 ** (17 if x.device.type == "cpu" else 26) // weight.numel())  # on a CPU, what stays in the cache
+    limit = 2**26 if x.device.type != "cpu" else 2**19 if weight.numel() <= 2**17 else 1  # what stays in a CPU's cache
+    size = max(1, limit // weight.numel())
     for i in range(0, len(x), size):
         _add_squares(total, gradients(x[i : i + size], delta[i : i + size]).view(-1, *weight.shape))
     return total

@@ -70,7 +70,13 @@ class Replay(ContinualCallback):
         self.seed = default_seed(seed)
         self.memory = Memory(capacity, policy, derive_seed(self.seed, 0))
         self._draws = 0
+        self._generator = torch.Generator()  # seeded for each draw: there is no state of it to save
+        self._rank_seed = 0
         self._replayed = 0  # samples added to the current batch
+
+    @override
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rank_seed = derive_seed(self.seed, 1, trainer.global_rank)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -93,9 +99,9 @@ class Replay(ContinualCallback):
 
     def _draw(self, trainer: Trainer, count: int) -> dict[str, Tensor]:
         """Draw samples as ``training_step`` gets them: a function of memory, seed, rank and the number of the draw."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, 1, trainer.global_rank, self._draws))
-        self._draws += 1
+        generator = self._generator.manual_seed((self._rank_seed + self._draws) % 2**63)
         drawn = self.memory.draw(count, generator)
+        self._draws += 1
         columns = {name: column.to(trainer.strategy.root_device, non_blocking=True) for name, column in drawn.items()}
         stream = getattr(trainer, "datamodule", None)
         if isinstance(stream, StreamDataModule):

@@ -51,7 +51,7 @@ def written_out(capacity: int, batch_size: int | None, insert_epochs: str, seed:
                 x, y = loader.dataset.batch(index)
                 joint = [x, y]
                 if len(memory):
-                    generator = torch.Generator().manual_seed(derive_seed(seed, 1, 0, draws))
+                    generator = torch.Generator().manual_seed(derive_seed(seed, 1, 0) + draws)
                     draws += 1
                     old = memory.draw(len(x) if batch_size is None else batch_size, generator)
                     joint = [torch.cat([x, old["0"]]), torch.cat([y, old["1"]])]
