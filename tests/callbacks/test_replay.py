@@ -206,7 +206,9 @@ def test_each_rank_draws_its_own() -> None:
         replay = Replay(20, seed=0)
         replay.memory.insert({"y": torch.arange(20)})
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        return replay._draw(SimpleNamespace(global_rank=rank, strategy=strategy), 8)["y"]
+        trainer = SimpleNamespace(global_rank=rank, strategy=strategy)
+        replay.start(trainer, None)
+        return replay._draw(trainer, 8)["y"]
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(0), draw(1))
