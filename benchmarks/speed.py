@@ -210,6 +210,7 @@ def lightning_alone(backbone: str, root: str, every: int, log: bool = False, rep
     module, clock = PlainModule(backbone, log), Clock()
     begin = time.process_time()
     for e in range(5):
+        module.train()  # the test below leaves it in eval mode, and Lightning trains in the mode it finds
         lean_trainer(clock).fit(module, Batches(x, y, e, memory))
         accuracies = test(module.network, x_test, y_test, e)  # the loop's: only training is Lightning's here
     clock.seconds.total = time.process_time() - begin
