@@ -321,7 +321,7 @@ def _in_parts(batches: Iterable[Sequence[Any]]) -> Iterator[tuple[Tensor, Any]]:
     """Cut large batches on a CPU into parts whose activations stay in its cache: 128 was best from 16 to 512."""
     for x, y, *_ in batches:
         if x.device.type == "cpu" and isinstance(y, Tensor) and y.shape[:1] == x.shape[:1]:
-            yield from zip(x.split(128), y.split(128), strict=True)
+            yield from zip(torch.split(x, 128), torch.split(y, 128), strict=True)
         else:
             yield x, y
 

@@ -98,7 +98,7 @@ class Classifier(LightningModule):
 
     def _is_shown(self, batch_idx: int) -> bool:
         """Whether a logger, the progress bar or a monitor looks at this batch: `self.log` costs a quarter of a ms."""
-        trainer = self.trainer
+        trainer: Any = self.trainer
         logged = trainer.log_every_n_steps and (self.global_step + 1) % trainer.log_every_n_steps == 0
         shown = trainer.progress_bar_callback is not None and batch_idx % 10 == 0
         return bool(logged or shown or trainer.is_last_batch)
