@@ -275,6 +275,7 @@ def write_report(
     R: Tensor,
     summary: Mapping[str, float],
     extra: Mapping[str, Any] | None = None,
+    picture: bool = True,
 ) -> list[Path]:
     """Write ``accuracy_matrix.csv``, ``accuracy_matrix.png`` and ``summary.json``, each whole or not at all.
 
@@ -286,9 +287,10 @@ def write_report(
         R: Accuracy matrix ``(T, T)``.
         summary: Scalars as of :func:`lightning_cl.metrics.summary`.
         extra: Further entries of the JSON file: numbers, strings, paths, tensors, and lists and dicts of them.
+        picture: Draw the matrix, which takes a quarter of a second; off, there is no new ``accuracy_matrix.png``.
 
     Returns:
-        The three files, in the order above.
+        The files, in the order above.
 
     Raises:
         ValueError: If ``R`` is not square or two entries of the JSON file have one name.
@@ -299,13 +301,12 @@ def write_report(
     if len(set(names)) < len(names):
         raise ValueError(f"`summary` and `extra` must not repeat a name or have 'accuracy_matrix', got {names[:-1]}.")
     entries = _plain({**extra, **summary, "accuracy_matrix": R})
-    picture = io.BytesIO()
-    matrix_figure(R).savefig(picture, format="png", dpi=150)
-    contents: dict[str, bytes | str] = {
-        "accuracy_matrix.csv": matrix_csv(R),
-        "accuracy_matrix.png": picture.getvalue(),
-        "summary.json": json.dumps(entries, indent=2, sort_keys=True, allow_nan=False) + "\n",
-    }
+    contents: dict[str, bytes | str] = {"accuracy_matrix.csv": matrix_csv(R)}
+    if picture:
+        image = io.BytesIO()
+        matrix_figure(R).savefig(image, format="png", dpi=150)
+        contents["accuracy_matrix.png"] = image.getvalue()
+    contents["summary.json"] = json.dumps(entries, indent=2, sort_keys=True, allow_nan=False) + "\n"
     paths = [Path(run_dir, name) for name in contents]
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     for path, data in zip(paths, contents.values(), strict=True):
@@ -313,7 +314,9 @@ def write_report(
     return paths
 
 
-def log_report(loggers: "Iterable[Logger]", R: Tensor, summary: Mapping[str, float], step: int) -> None:
+def log_report(
+    loggers: "Iterable[Logger]", R: Tensor, summary: Mapping[str, float], step: int, picture: bool = True
+) -> None:
     """Send the scalars to every logger, and the matrix as a picture to those that take one.
 
     A picture goes through the logger's ``log_image`` (Weights & Biases and others) or else its experiment's
@@ -324,22 +327,25 @@ def log_report(loggers: "Iterable[Logger]", R: Tensor, summary: Mapping[str, flo
         R: Accuracy matrix ``(T, T)``.
         summary: Scalars as of :func:`lightning_cl.metrics.summary`.
         step: Value of the x axis.
+        picture: Draw the matrix; off, only the scalars are sent.
     """
     from lightning.pytorch.utilities import rank_zero_only
 
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
-    picture = None
+    pixels = None
     for logger in loggers:
         logger.log_metrics(dict(summary), step=step)
+        if not picture:
+            continue
         log_image = getattr(logger, "log_image", None)
         add_image = None if log_image else getattr(getattr(logger, "experiment", None), "add_image", None)
         if log_image or add_image:
-            picture = _pixels(matrix_figure(R)) if picture is None else picture
+            pixels = _pixels(matrix_figure(R)) if pixels is None else pixels
         if log_image:
-            log_image(key="accuracy_matrix", images=[picture], step=step)
+            log_image(key="accuracy_matrix", images=[pixels], step=step)
         elif add_image:
-            add_image("accuracy_matrix", picture, step, dataformats="HWC")
+            add_image("accuracy_matrix", pixels, step, dataformats="HWC")
 
 
 def _square(R: Tensor) -> Tensor:

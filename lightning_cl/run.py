@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -54,6 +55,8 @@ Scoring = Literal["seen", "task", "all"]
 Keep = Literal["last", "all"]
 
 INTERRUPTED = "interrupted.ckpt"
+PICTURE_EVERY = 10.0
+"""Seconds between two pictures of the accuracy matrix."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,7 @@ class StreamRun(Callback):
         self.rows = 0
         self.wandb_ids: list[str | None] = []
         self.pristine: dict[Callback, dict[str, Any]] = {}
+        self._drawn = time.monotonic()
         self._fresh = False  # the current fit starts at the beginning of the experience
         self._before_training = False
         self.folder: Path | None = None
@@ -413,10 +417,13 @@ class StreamRun(Callback):
         row = result.accuracy_matrix[self.finished - 1]
         each = {f"accuracy/experience_{j}": value for j, value in enumerate(row.tolist()) if value == value}
         if trainer.is_global_zero:
-            log_report(trainer.loggers, result.accuracy_matrix, {**result.summary, **each}, self.first_step)
+            # Drawing takes longer than a small experience: at the end, and now and then on the way.
+            picture = self.finished == len(self.stream) or time.monotonic() - self._drawn > PICTURE_EVERY
+            self._drawn = time.monotonic() if picture else self._drawn
+            log_report(trainer.loggers, result.accuracy_matrix, {**result.summary, **each}, self.first_step, picture)
             if folder is not None:
                 extra = {"experiences": self.finished, "scoring": self.scoring, "epochs": self.first_epoch}
-                write_report(folder, result.accuracy_matrix, result.summary, extra)
+                write_report(folder, result.accuracy_matrix, result.summary, extra, picture)
 
     def _check_scores(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the scores of two samples before any training."""

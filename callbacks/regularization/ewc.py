@@ -27,7 +27,7 @@ class EWC(ContinualCallback):
     The closed-form gradient is added after unscaling and reduction over processes and before clipping, so that
     accumulation, mixed precision and DDP do not change it. The loss that the module logs is without the penalty. At
     strength 0, and in the first experience, training is bit-identical to fine-tuning. Plain gradient descent at rate
-    :math:`\eta` diverges where :math:`\eta \lambda F_i > 2`: take a smaller strength if the loss does.
+    :math:`\eta` overshoots where :math:`\eta \lambda F_i > 2`: take a smaller strength if the loss diverges.
 
     Args:
         strength: Factor :math:`\lambda` of the penalty, 0 or more. It depends on the estimator: sweep it anew when you

@@ -118,6 +118,7 @@ def start(folder: Path, scenario: str) -> int:
     """Fork a process that runs the scenario; its output goes to ``log.txt`` beside the folder."""
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background deaf to it
         log = os.open(folder.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
