@@ -42,6 +42,12 @@ BY_NAME = {"ids": lambda value: getattr(value, "__name__", None)}
 every_callback = pytest.mark.parametrize("cls", CONTINUAL, **BY_NAME)
 
 
+@pytest.fixture(autouse=True)
+def _seed_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callbacks are made before the module that :func:`seeded` makes, and take the seed of the run."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+
+
 @cache
 def fine_tuning(how: Any) -> tuple[Any, Any]:
     """Weights and random state after a run without a callback."""
@@ -141,10 +147,7 @@ def compiled(**kwargs: Any) -> Any:
 @every_callback
 @pytest.mark.parametrize("how", [learn, learn_plain], **BY_NAME)
 def test_compiled_module_learns_the_same(cls: type, how: Any) -> None:
-    weights = []
-    for net in (compiled, Net):
-        module = seeded(net, drop=0.0)  # first: callbacks take the seed of the run
-        weights.append(how([make(cls)], module).weights)
+    weights = [how([make(cls)], seeded(net, drop=0.0)).weights for net in (compiled, Net)]
     assert same(*weights)
 
 
