@@ -1,7 +1,7 @@
 """What Lightning leaves out of a checkpoint, or of the epoch that it resumes, so that a resume is exact.
 
-Everything here touches attributes of Lightning 2.6 that are not public; nothing else in the package does, but for the
-hooks that call it. The kill tests run every branch.
+What is here touches the state of Lightning 2.6's loops, which is not public; nothing else in the package does. The kill
+tests run every branch.
 """
 
 from operator import attrgetter
@@ -104,7 +104,8 @@ def finish_last_batch(trainer: Trainer, loops: dict[str, Any], max_steps: int) -
         max_steps: Number of optimizer steps after which the fit ends, or -1.
     """
     batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
-    if batches["total"]["completed"] == batches["total"]["processed"] or not _epoch_unfinished(epochs["current"]):
+    unfinished = epochs["current"]["processed"] < epochs["current"]["started"]
+    if batches["total"]["completed"] == batches["total"]["processed"] or not unfinished:
         return
     steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
     out_of_steps = max_steps != -1 and steps >= max_steps
@@ -122,10 +123,6 @@ def finish_last_batch(trainer: Trainer, loops: dict[str, Any], max_steps: int) -
         loops["state_dict"].pop("combined_loader", None)  # the next pass over the loader is that of the next epoch
     else:
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
-
-
-def _epoch_unfinished(current: dict[str, int]) -> bool:
-    return current["processed"] < current["started"]
 
 
 def end_of_training(trainer: Trainer) -> None:

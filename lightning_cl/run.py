@@ -152,18 +152,18 @@ def fit_stream(
     _check_arguments(trainer, stream, evaluate, scoring, keep_checkpoints)
     module = getattr(model, "_orig_mod", model)  # of a compiled model; Lightning takes that as it is
     run = StreamRun(stream, evaluate, scoring or ("task" if stream.task_labels else "seen"))
-    resume, folder = _resolve(trainer, stream, run, ckpt_path)
-    with _attached(trainer, module, run, folder):
+    resume, run.folder = _resolve(trainer, stream, run, ckpt_path)
+    with _attached(trainer, module, run):
         if resume is None:
             run.first_epoch, run.first_step = trainer.current_epoch, trainer.global_step
             if evaluate == "all":
                 run.measure(trainer, model, initial=True)
         elif not run.within:  # a kill may have come between the checkpoint and what follows it
-            _publish(trainer, folder, Path(resume), run.finished - 1, keep_checkpoints)
-            run.report(trainer, folder)
+            _publish(trainer, run, Path(resume), keep_checkpoints)
+            run.report(trainer)
         if run.finished == len(stream):
             module.load_state_dict(read_checkpoint(resume or "")["state_dict"])
-            rank_zero_info(f"The run in {str(folder)!r} is complete: nothing is left to train.")
+            rank_zero_info(f"The run in {str(run.folder)!r} is complete: nothing is left to train.")
         for i in range(run.finished, len(stream)):
             stream.current = i
             run.announce(trainer)
@@ -176,14 +176,14 @@ def fit_stream(
             run.measure(trainer, model)
             _stop_on_sigterm(trainer)
             run.finish(trainer)
-            if folder is not None:
-                path = folder / "checkpoints" / f"experience_{i}.ckpt"
+            if run.folder is not None:
+                path = run.folder / "checkpoints" / f"experience_{i}.ckpt"
                 trainer.save_checkpoint(path, weights_only=False)
-                _publish(trainer, folder, path, i, keep_checkpoints)
-            run.report(trainer, folder)
-    result = run.result(folder)
+                _publish(trainer, run, path, keep_checkpoints)
+            run.report(trainer)
+    result = run.result()
     if trainer.is_global_zero and trainer.progress_bar_callback is not None:
-        print_report(result.accuracy_matrix, result.summary, folder)
+        print_report(result.accuracy_matrix, result.summary, run.folder)
     return result
 
 
@@ -209,7 +209,7 @@ def evaluate_stream(
     """
     stream.current = len(stream) - 1
     run = StreamRun(stream, "all", scoring or ("task" if stream.task_labels else "seen"))
-    with _attached(trainer, getattr(model, "_orig_mod", model), run, None):
+    with _attached(trainer, getattr(model, "_orig_mod", model), run):
         return run.test(trainer, model, ckpt_path)
 
 
@@ -229,13 +229,11 @@ class StreamRun(Callback):
         self.matrix = metrics.AccuracyMatrix(len(stream), sync_on_compute=False)  # sums over ranks are ours
         self.initial: Tensor | None = None
         self.finished = 0  # experiences trained, consolidated and measured
-        self.within = False  # between the start of an experience and the end of its consolidation
+        self.within = False  # an experience has begun that is not yet measured
         self.consolidated = False  # the current experience is
         self.first_epoch = 0  # of the current experience, or of the next one
         self.first_step = 0
         self.seed = int(torch.randint(2**62, (1,)))
-        self.rows = 0
-        self.wandb_ids: list[str | None] = []
         self.pristine: dict[Callback, dict[str, Any]] = {}
         self._drawn = time.monotonic()
         self._fresh = False  # the current fit starts at the beginning of the experience
@@ -265,8 +263,9 @@ class StreamRun(Callback):
         """Say which experience of how many begins."""
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
             e = self.stream.current
-            classes = ", ".join(map(str, self.stream.classes[e]))
-            print(f"Experience {e + 1} of {len(self.stream)}: classes {classes}", flush=True)
+            classes = self.stream.classes[e]
+            what = f"classes {', '.join(map(str, classes))}" if len(classes) <= 10 else f"{len(classes)} classes"
+            print(f"Experience {e + 1} of {len(self.stream)}: {what}", flush=True)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -406,14 +405,14 @@ class StreamRun(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hook.remove()
 
-    def result(self, folder: Path | None) -> StreamResult:
+    def result(self) -> StreamResult:
         """The measurements so far."""
         sizes = torch.tensor([experience.num_test for experience in self.stream.experiences])
-        return StreamResult(self.matrix.compute(), self.initial, sizes, folder)
+        return StreamResult(self.matrix.compute(), self.initial, sizes, self.folder)
 
-    def report(self, trainer: Trainer, folder: Path | None) -> None:
+    def report(self, trainer: Trainer) -> None:
         """Log the scalars and the matrix, and write them to the run folder."""
-        result = self.result(folder)
+        result = self.result()
         row = result.accuracy_matrix[self.finished - 1]
         each = {f"accuracy/experience_{j}": value for j, value in enumerate(row.tolist()) if value == value}
         if trainer.is_global_zero:
@@ -421,9 +420,9 @@ class StreamRun(Callback):
             picture = self.finished == len(self.stream) or time.monotonic() - self._drawn > PICTURE_EVERY
             self._drawn = time.monotonic() if picture else self._drawn
             log_report(trainer.loggers, result.accuracy_matrix, {**result.summary, **each}, self.first_step, picture)
-            if folder is not None:
+            if self.folder is not None:
                 extra = {"experiences": self.finished, "scoring": self.scoring, "epochs": self.first_epoch}
-                write_report(folder, result.accuracy_matrix, result.summary, extra, picture)
+                write_report(self.folder, result.accuracy_matrix, result.summary, extra, picture)
 
     def _check_scores(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the scores of two samples before any training."""
@@ -474,10 +473,10 @@ class StreamRun(Callback):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was saved."""
-        for name in ("finished", "within", "consolidated", "first_epoch", "first_step", "initial", "rows"):
+        for name in ("finished", "within", "consolidated", "first_epoch", "first_step", "initial"):
             setattr(self, name, state[name])
         self.matrix.correct, self.matrix.total = state["correct"].clone(), state["total"].clone()
-        self.wandb_ids, self._unlogged = state["wandb"], state["unlogged"]
+        self._unlogged = state["unlogged"]
         own = state["ranks"][getattr(rank_zero_only, "rank", 0)]
         self.seed = own["seed"]
         if self.within:
@@ -494,7 +493,7 @@ class StreamRun(Callback):
 
 
 @contextmanager
-def _attached(trainer: Trainer, model: LightningModule, run: StreamRun, folder: Path | None) -> Iterator[None]:
+def _attached(trainer: Trainer, model: LightningModule, run: StreamRun) -> Iterator[None]:
     """Add what a run needs to the trainer and the module; afterwards both are as they were."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     before = list(callbacks)
@@ -503,7 +502,6 @@ def _attached(trainer: Trainer, model: LightningModule, run: StreamRun, folder: 
         for callback in callbacks
         if isinstance(callback, EarlyStopping) or (isinstance(callback, ModelCheckpoint) and callback.monitor)
     }
-    run.folder = folder
     callbacks.insert(0, run)
     with ExitStack() as stack:
         stack.callback(callbacks.__setitem__, slice(None), before)
@@ -517,14 +515,14 @@ def _attached(trainer: Trainer, model: LightningModule, run: StreamRun, folder: 
         if not is_overridden("test_step", model):
             model.test_step = MethodType(_test_step, model)  # type: ignore[method-assign]
             stack.callback(delattr, model, "test_step")
-        if folder is not None and trainer.is_global_zero:
-            remove_leftovers(folder / "checkpoints")
+        if run.folder is not None and trainer.is_global_zero:
+            remove_leftovers(run.folder / "checkpoints")
         try:
             yield
         except (KeyboardInterrupt, SystemExit, SIGTERMException):
-            if folder is not None and trainer.is_global_zero:
+            if run.folder is not None and trainer.is_global_zero:
                 print(
-                    f"\nInterrupted. The run in {str(folder)!r} can go on: start it again as before, with "
+                    f"\nInterrupted. The run in {str(run.folder)!r} can go on: start it again as before, with "
                     "`--ckpt_path last` on the command line or `ckpt_path='last'` in Python.",
                     file=sys.stderr,
                 )
@@ -680,7 +678,7 @@ def _resolve(
             )
     for logger in trainer.loggers:
         if isinstance(logger, RunLogger) and trainer.is_global_zero and state is not None:
-            logger.rewind(run.rows)
+            logger.rewind(state["rows"])
     return None if path is None else str(path), folder
 
 
@@ -690,7 +688,7 @@ def _read_state(path: Path, trainer: Trainer, stream: StreamDataModule, run: Str
     check_state(state, stream.shape(), trainer.world_size, _continual(trainer))
     run.restore(state)
     wandb = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-    for logger, run_id in zip(wandb, run.wandb_ids, strict=False):
+    for logger, run_id in zip(wandb, state["wandb"], strict=False):
         if logger._experiment is None and run_id is not None:  # else the user has chosen the run
             logger._id = run_id
             logger._wandb_init.update(id=run_id, resume="allow")
@@ -707,11 +705,12 @@ def holds_a_run(folder: Path) -> bool:
     return (folder / "summary.json").exists() or any((folder / "checkpoints").glob("*.ckpt"))
 
 
-def _publish(trainer: Trainer, folder: Path | None, path: Path, index: int, keep: Keep) -> None:
-    """Let ``last.ckpt`` point to an experience checkpoint, and drop what it supersedes."""
+def _publish(trainer: Trainer, run: StreamRun, path: Path, keep: Keep) -> None:
+    """Let ``last.ckpt`` point to the newest experience checkpoint, and drop what it supersedes."""
+    folder = run.folder
     if folder is None or not trainer.is_global_zero or path.parent.resolve() != (folder / "checkpoints").resolve():
         return
     link_atomic(path, folder / "last.ckpt")
     path.with_name(INTERRUPTED).unlink(missing_ok=True)
     if keep == "last":
-        path.with_name(f"experience_{index - 1}.ckpt").unlink(missing_ok=True)
+        path.with_name(f"experience_{run.finished - 2}.ckpt").unlink(missing_ok=True)
