@@ -103,11 +103,19 @@ def shuffled_batches(
     """Cut a permutation of ``range(count)`` into batches for one rank.
 
     All ranks share the permutation, and the ``k``-th batches of all ranks together are the ``k``-th batch of one
-    process with ``world_size`` times the batch size. Every rank gets as many batches, none of them empty: a last
-    one that is shorter than ``world_size`` is filled up from the start of the permutation.
+    process with ``world_size`` times the batch size. Every rank gets as many batches, none of them empty, and no sample
+    comes twice (it would be twice in a replay memory): what is left over for fewer than all ranks joins the last batch.
+
+    Args:
+        count: Number of samples, at least ``world_size``.
+        batch_size: Samples per batch and rank.
+        seed: Fixes the permutation.
+        rank: Number of this process.
+        world_size: Number of processes.
+        drop_last: Leave out a last batch that is not full, unless it is the only one.
 
     Returns:
-        Index tensors ``(b,)``, ``b <= batch_size``.
+        Index tensors ``(b,)``, ``b <= batch_size``, or one more in the last.
 
     Example:
         >>> batches = shuffled_batches(5, 2, seed=0)
@@ -118,8 +126,8 @@ def shuffled_batches(
     parts = list(torch.split(order, batch_size * world_size))
     if drop_last and len(parts) > 1 and len(parts[-1]) < batch_size * world_size:
         parts.pop()
-    if len(parts[-1]) < world_size:
-        parts[-1] = torch.cat([parts[-1], order.repeat(world_size)])[:world_size]
+    if len(parts) > 1 and len(parts[-1]) < world_size:
+        parts[-2:] = [torch.cat(parts[-2:])]
     return [part[rank::world_size] for part in parts]
 
 
