@@ -13,24 +13,34 @@ if TYPE_CHECKING:
     from lightning_cl.run import StreamResult as StreamResult
     from lightning_cl.run import evaluate_stream as evaluate_stream
     from lightning_cl.run import fit_stream as fit_stream
-    from lightning_cl.stream import ClassStream as ClassStream
+    from lightning_cl.samples import ImageFiles as ImageFiles
+    from lightning_cl.samples import MapData as MapData
+    from lightning_cl.samples import Samples as Samples
+    from lightning_cl.samples import TensorData as TensorData
+    from lightning_cl.scenarios import ClassStream as ClassStream
+    from lightning_cl.scenarios import DomainStream as DomainStream
+    from lightning_cl.scenarios import SourceStream as SourceStream
     from lightning_cl.stream import Experience as Experience
     from lightning_cl.stream import StreamDataModule as StreamDataModule
-    from lightning_cl.stream import TensorData as TensorData
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
         "AccuracyMatrix": "metrics",
         "CheckpointError": "checkpoint",
-        "ClassStream": "stream",
+        "ClassStream": "scenarios",
         "ContinualCallback": "callback",
+        "DomainStream": "scenarios",
         "Experience": "stream",
+        "ImageFiles": "samples",
+        "MapData": "samples",
         "Memory": "memory",
         "RunLogger": "logger",
+        "Samples": "samples",
+        "SourceStream": "scenarios",
         "StreamDataModule": "stream",
         "StreamResult": "run",
-        "TensorData": "stream",
+        "TensorData": "samples",
         "evaluate_stream": "run",
         "fit_stream": "run",
     },

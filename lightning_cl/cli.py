@@ -223,9 +223,10 @@ class ContinualCLI(LightningCLI):
         self, model: LightningModule, datamodule: StreamDataModule | None = None, ckpt_path: str | None = None
     ) -> None:
         """Measure a checkpoint on every experience of the stream."""
-        accuracies = evaluate_stream(self.trainer, model, _given(datamodule), ckpt_path)
+        stream = _given(datamodule)
+        accuracies = evaluate_stream(self.trainer, model, stream, ckpt_path)
         if self.trainer.is_global_zero:
-            print_accuracies(accuracies)
+            print_accuracies(accuracies, [stream.name_of(j) for j in range(len(stream))])
 
 
 def resolve_configs(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -135,7 +135,7 @@ def rotation_map(height: int, width: int, degrees: float, backend: Literal["pil"
         from PIL import Image
 
         return torch.from_numpy(np.array(Image.fromarray(one_up[0].int().numpy()).rotate(degrees))).long() - 1
-    from torchvision.transforms.functional import rotate  # type: ignore[import-untyped]
+    from torchvision.transforms.functional import rotate
 
     rotated: Tensor = rotate(one_up.float(), degrees)
     return rotated[0].long() - 1

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,21 +252,22 @@ def print_report(
         console.print(Text(f"\nrun folder: {os.fspath(run_dir)}"), soft_wrap=True)  # in one piece, to be copied
 
 
-def print_accuracies(accuracies: Tensor, console: "Console | None" = None) -> None:
+def print_accuracies(accuracies: Tensor, names: Sequence[str], console: "Console | None" = None) -> None:
     """Print the accuracy on each experience and their mean.
 
     Args:
         accuracies: Fractions ``(T,)``, NaN where nothing was measured.
+        names: What each experience is.
         console: Where to print; ``None`` is the terminal.
     """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("experience", "accuracy (%)", title="Accuracy")
-    for j, value in enumerate(accuracies.tolist()):
-        table.add_row(str(j), _cell(None if value != value else value))
+    table = Table("", "experience", "accuracy (%)", title="Accuracy")
+    for j, (value, name) in enumerate(zip(accuracies.tolist(), names, strict=True)):
+        table.add_row(str(j), name, _cell(None if value != value else value))
     table.add_section()
-    table.add_row("mean", _cell(float(accuracies.nanmean())))
+    table.add_row("", "mean", _cell(float(accuracies.nanmean())))
     (console or Console()).print(table)
 
 

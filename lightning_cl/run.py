@@ -35,6 +35,7 @@ from lightning_cl.checkpoint import (
     read_checkpoint,
     remove_leftovers,
 )
+from lightning_cl.loader import ChainLoader
 from lightning_cl.logger import RunLogger
 from lightning_cl.report import log_report, print_report, write_report
 from lightning_cl.resume import (
@@ -47,7 +48,7 @@ from lightning_cl.resume import (
     settle,
     unlogged,
 )
-from lightning_cl.stream import ChainLoader, StreamDataModule
+from lightning_cl.stream import StreamDataModule
 from lightning_cl.utilities import derive_seed, evaluating, get_rng_state, isolated_rng, seed_generators, set_rng_state
 
 Evaluate = Literal["seen", "all"]
@@ -240,6 +241,7 @@ class StreamRun(Callback):
         self._before_training = False
         self.folder: Path | None = None
         self._row = metrics.AccuracyMatrix(len(stream), sync_on_compute=False)  # of one evaluation, on this rank
+        self._measured_as: dict[int, int] = {}  # experience to the first one with the same test samples
         self._scores: Tensor | None = None
         self._hook: Any = None
         self._pending_rng: dict[str, Any] | None = None
@@ -263,9 +265,7 @@ class StreamRun(Callback):
         """Say which experience of how many begins."""
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
             e = self.stream.current
-            classes = self.stream.classes[e]
-            what = f"classes {', '.join(map(str, classes))}" if len(classes) <= 10 else f"{len(classes)} classes"
-            print(f"Experience {e + 1} of {len(self.stream)}: {what}", flush=True)
+            print(f"Experience {e + 1} of {len(self.stream)}: {self.stream.name_of(e)}", flush=True)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -355,7 +355,9 @@ class StreamRun(Callback):
     def test(self, trainer: Trainer, model: LightningModule, ckpt_path: str | Path | None = None) -> Tensor:
         """Run ``trainer.test`` and return the accuracy on each experience ``(T,)``."""
         stream = self.stream
-        stream.evaluated = range(len(stream)) if self.evaluate == "all" else range(stream.current + 1)
+        wanted = range(len(stream)) if self.evaluate == "all" else range(stream.current + 1)
+        self._measured_as = {j: stream.test_of(j) for j in wanted}
+        stream.evaluated = sorted(set(self._measured_as.values()))
         weights_only = None if ckpt_path is None else True
         trainer.test(model, datamodule=stream, ckpt_path=ckpt_path, weights_only=weights_only, verbose=False)
         return self._row.compute()[stream.current]
@@ -399,7 +401,9 @@ class StreamRun(Callback):
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         counts = torch.stack([self._row.correct, self._row.total]).to(trainer.strategy.root_device)
-        self._row.correct, self._row.total = sum_over_ranks(trainer, counts).cpu()
+        counts = sum_over_ranks(trainer, counts).cpu()
+        counts[..., list(self._measured_as)] = counts[..., list(self._measured_as.values())]
+        self._row.correct, self._row.total = counts
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import textwrap
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
@@ -84,11 +85,14 @@ def overview() -> str:
     """The text of ``lightning-cl --help``."""
     folder = config_folder()
     lines = [USAGE, "configs that ship with the package:"]
+    width = max(map(len, config_names()))
     for name in config_names():
         first = (folder / f"{name}.yaml").read_text().splitlines()[0]
-        lines.append(f"  {name:<28} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
+        lines.append(f"  {name:<{width}} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
     lines += ["", "classes by short name (class_path: <name>):"]
     for package in plugins():
         public = getattr(package, "__all__", None) or [name for name in dir(package) if not name.startswith("_")]
-        lines.append(f"  {package.__name__:<28} {', '.join(public)}")
+        lines += textwrap.wrap(
+            ", ".join(public), 100, initial_indent=f"  {package.__name__:<28} ", subsequent_indent=" " * 31
+        )
     return "\n".join(lines)

@@ -1,21 +1,22 @@
 """Streams: a sequence of experiences as one LightningDataModule, in an order that never depends on who drew what."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self, cast
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lightning_cl.utilities import default_seed, derive_seed, isolated_rng, seed_generators
+from lightning_cl.loader import ChainLoader, StreamLoader, ordered_batches, permutation, sharded_batches
+from lightning_cl.revisit import Revisit, check_counts, draw
+from lightning_cl.samples import MapData, Samples, joined
+from lightning_cl.utilities import default_seed, derive_seed
 
 
 @dataclass(frozen=True)
@@ -39,54 +40,6 @@ class Experience:
     num_test: int
 
 
-class TensorData(Dataset[list[Tensor]]):
-    """Samples that lie in memory as one tensor; a batch is one ``index_select``.
-
-    Args:
-        inputs: All samples ``(N, *)``; images stay ``uint8``. Shared, never copied.
-        targets: Labels ``(N,)``.
-        indices: The samples that belong to this part, ``(n,)``; ``None`` is all.
-        tasks: Their task labels ``(n,)``, given as a third column; ``None`` is no such column.
-
-    Example:
-        >>> data = TensorData(torch.arange(8).view(4, 2), torch.tensor([0, 1, 0, 1]), torch.tensor([3, 1]))
-        >>> len(data), data.batch(torch.tensor([0]))
-        (2, [tensor([[6, 7]]), tensor([1])])
-    """
-
-    def __init__(
-        self, inputs: Tensor, targets: Tensor, indices: Tensor | None = None, tasks: Tensor | None = None
-    ) -> None:
-        if len(inputs) != len(targets):
-            raise ValueError(f"`inputs` and `targets` must be of one length, got {len(inputs)} and {len(targets)}.")
-        self.inputs = inputs
-        self.targets = targets.long()
-        self.indices = torch.arange(len(targets)) if indices is None else indices
-        self.tasks = tasks
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @override
-    def __getitem__(self, index: int) -> list[Tensor]:
-        return [column[0] for column in self.batch(torch.tensor([index]))]
-
-    def batch(self, index: Tensor) -> list[Tensor]:
-        """Return the samples at the positions ``index`` ``(b,)``, as columns ``[x, y]`` or ``[x, y, task]``."""
-        at = self.indices[index]
-        batch = [self.inputs.index_select(0, at), self.targets.index_select(0, at)]
-        return batch if self.tasks is None else [*batch, self.tasks[index]]
-
-    def subset(self, index: Tensor) -> Self:
-        """The part of this part at the positions ``index``; shares the storage."""
-        return self._replaced(self.indices[index], None if self.tasks is None else self.tasks[index])
-
-    def _replaced(self, indices: Tensor, tasks: Tensor | None) -> Self:
-        part = copy(self)
-        part.indices, part.tasks = indices, tasks
-        return part
-
-
 class StreamBatch(list[Any]):
     """A batch ``[x, y]`` or ``[x, y, task]`` that remembers what it was before normalisation and augmentation.
 
@@ -95,192 +48,6 @@ class StreamBatch(list[Any]):
     """
 
     raw: list[Tensor]
-
-
-def shuffled_batches(
-    count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = False
-) -> list[Tensor]:
-    """Cut a permutation of ``range(count)`` into batches for one rank.
-
-    All ranks share the permutation, and the ``k``-th batches of all ranks together are the ``k``-th batch of one
-    process with ``world_size`` times the batch size. Every rank gets as many batches, none of them empty, and no sample
-    comes twice (it would be twice in a replay memory): what is left over for fewer than all ranks joins the last batch.
-
-    Args:
-        count: Number of samples, at least ``world_size``.
-        batch_size: Samples per batch and rank.
-        seed: Fixes the permutation.
-        rank: Number of this process.
-        world_size: Number of processes.
-        drop_last: Leave out a last batch that is not full, unless it is the only one.
-
-    Returns:
-        Index tensors ``(b,)``, ``b <= batch_size``, or one more in the last.
-
-    Example:
-        >>> batches = shuffled_batches(5, 2, seed=0)
-        >>> [len(batch) for batch in batches], torch.cat(batches).sort().values
-        ([2, 2, 1], tensor([0, 1, 2, 3, 4]))
-    """
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    parts = list(torch.split(order, batch_size * world_size))
-    if drop_last and len(parts) > 1 and len(parts[-1]) < batch_size * world_size:
-        parts.pop()
-    if len(parts) > 1 and len(parts[-1]) < world_size:
-        parts[-2:] = [torch.cat(parts[-2:])]
-    return [part[rank::world_size] for part in parts]
-
-
-def sharded_batches(count: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[Tensor]:
-    """Cut ``range(count)`` into batches for one rank, every index on exactly one rank (no padding).
-
-    If there is a sample for each rank, all get equally many batches, so that nobody waits for one that does not come;
-    their sizes differ by at most one. (With several ranks and ``batch_size`` 1, one batch of a rank may have to be 2.)
-
-    Example:
-        >>> [[b.tolist() for b in sharded_batches(5, 2, rank, 2)] for rank in (0, 1)]
-        [[[0, 2], [4]], [[1], [3]]]
-    """
-    shard = torch.arange(count)[rank::world_size]
-    batches = min(math.ceil(math.ceil(count / world_size) / batch_size), count // world_size)
-    return [part for part in shard.tensor_split(max(batches, 1)) if len(part)]
-
-
-class _SeededFetch(Dataset[Any]):
-    """Fetch whole batches of an ordinary data set, each under its own seed, wherever it is fetched.
-
-    The random transforms of a sample so depend on the batch's place in the stream alone: not on the number of
-    workers, not on where an interrupted epoch goes on.
-    """
-
-    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
-        self.dataset = dataset
-        self.collate = collate
-
-    @override
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
-
-    def __getitems__(self, seed_and_index: tuple[int, list[int]]) -> Any:
-        seed, index = seed_and_index
-        with isolated_rng():
-            seed_generators(seed)
-            return self.collate([self.dataset[i] for i in index])
-
-
-def _identity(batch: Any) -> Any:
-    return batch
-
-
-class StreamLoader:
-    """A loader whose order is a pure function and whose position can be saved.
-
-    Lightning asks a loader for ``state_dict`` in each checkpoint and gives it back on resume, so that an interrupted
-    epoch goes on with the batch that comes next.
-
-    Args:
-        dataset: A :class:`TensorData`, or any map-style data set.
-        batches: Function of the epoch that returns the batches as index tensors.
-        length: Number of batches.
-        epoch: Function that tells the epoch; asked when the first batch is fetched.
-        seed: Seed of random per-sample transforms; mixed with the epoch and the number of the batch.
-        num_workers: Worker processes; not used for :class:`TensorData`.
-        before_first: Called right before the first batch is fetched.
-    """
-
-    def __init__(
-        self,
-        dataset: Any,
-        batches: Callable[[int], Sequence[Tensor]],
-        length: int,
-        epoch: Callable[[], int] = lambda: 0,
-        seed: int = 0,
-        num_workers: int = 0,
-        before_first: Callable[[], None] | None = None,
-    ) -> None:
-        self.dataset = dataset
-        self.batches = batches
-        self.length = length
-        self.epoch = epoch
-        self.seed = seed
-        self.num_workers = num_workers
-        self.before_first = before_first
-        self.position = 0
-        self._resume_at = 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Any]:
-        # A generator: nothing happens before the first batch is asked for (Lightning calls `iter` more than once).
-        start, self._resume_at = self._resume_at, 0
-        self.position = start
-        epoch = self.epoch()
-        batches = self.batches(epoch)[start:]
-        if self.before_first is not None:
-            self.before_first()
-        for batch in self._fetch(batches, epoch, start):
-            self.position += 1
-            yield batch
-
-    def _fetch(self, batches: Sequence[Tensor], epoch: int, start: int) -> Iterator[Any]:
-        if isinstance(self.dataset, TensorData):
-            return map(self.dataset.batch, batches)
-        seeded = [(derive_seed(self.seed, epoch, start + i), index.tolist()) for i, index in enumerate(batches)]
-        loader = DataLoader(
-            _SeededFetch(self.dataset, default_collate),
-            batch_sampler=cast(Any, seeded),
-            collate_fn=_identity,
-            num_workers=self.num_workers,
-            generator=torch.Generator().manual_seed(self.seed),  # else it draws from the global one
-            pin_memory=torch.cuda.is_available(),
-        )
-        return iter(loader)
-
-    def state_dict(self) -> dict[str, int]:
-        """The number of batches handed out in this epoch."""
-        return {"position": self.position}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the next pass begin after the batches that were handed out."""
-        self.position = self._resume_at = state_dict["position"]
-
-
-class ChainLoader:
-    """Loaders one after another, as one loader, so that a ``test_step(batch, batch_idx)`` can stay as it is.
-
-    Args:
-        loaders: One per experience.
-        experiences: The index of the experience of each.
-    """
-
-    def __init__(self, loaders: Sequence[StreamLoader], experiences: Sequence[int]) -> None:
-        self.loaders = loaders
-        self.experience_of_batch = [
-            j for j, loader in zip(experiences, loaders, strict=True) for _ in range(len(loader))
-        ]
-
-    def __len__(self) -> int:
-        return len(self.experience_of_batch)
-
-    def __iter__(self) -> Iterator[Any]:
-        for loader in self.loaders:
-            yield from loader
-
-
-class _WithTask(Dataset[Any]):
-    """A map-style data set whose samples carry the task label as a third column."""
-
-    def __init__(self, dataset: Any, task: int) -> None:
-        self.dataset = dataset
-        self.task = task
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    @override
-    def __getitem__(self, index: int) -> Any:
-        return (*self.dataset[index], self.task)
 
 
 class StreamDataModule(LightningDataModule):
@@ -304,10 +71,16 @@ class StreamDataModule(LightningDataModule):
         eval_batch_size: Samples per batch and process in validation, test and statistics passes.
         seed: Fixes the order of samples and the validation part; ``None`` is the seed of ``seed_everything``, else 0.
         val_fraction: Part of each experience's training data that is held out for validation, in ``[0, 1)``.
+        samples_per_experience: Training samples of each experience, chosen by the seed (1 000 in the protocol of
+            Lopez-Paz & Ranzato, NeurIPS 2017); ``None`` is all. The validation part is taken from them.
         cumulative: Train on all experiences so far instead of the current one (joint training, the usual upper line).
+        revisit: How many samples of the current and of each earlier experience training sees; ``None`` is all of the
+            current one. An environment in which the old comes back, not a memory: see :mod:`lightning_cl.revisit`.
+        boundaries: ``False``: one experience, in which the samples of the experiences come one after another and no
+            method is told where one ends (online, task-free; one pass with ``max_epochs=1``).
         task_labels: Add the task label as a third column to each batch (task-incremental scenario).
         drop_last: Leave out a last training batch that is not full.
-        num_workers: Worker processes; only used where samples are read one by one.
+        num_workers: Worker processes, used where samples are read one by one.
         mean: Mean that is subtracted after scaling ``uint8`` to ``[0, 1]``: one, or one per channel.
         std: Standard deviation that is divided by: one, or one per channel.
         augment: Applied to training batches on the device before normalisation, ``(B, *input_shape)`` to the same.
@@ -315,6 +88,9 @@ class StreamDataModule(LightningDataModule):
     Raises:
         ValueError: If an argument is out of its range; the message names it.
     """
+
+    test_only: ClassVar[str] = ""
+    """Why there is nothing to train on and what to do instead, in a stream that is only tested on; else empty."""
 
     def __init__(
         self,
@@ -326,7 +102,10 @@ class StreamDataModule(LightningDataModule):
         eval_batch_size: int = 512,
         seed: int | None = None,
         val_fraction: float = 0.0,
+        samples_per_experience: int | None = None,
         cumulative: bool = False,
+        revisit: Revisit | None = None,
+        boundaries: bool = True,
         task_labels: bool = False,
         drop_last: bool = False,
         num_workers: int = 0,
@@ -339,8 +118,9 @@ class StreamDataModule(LightningDataModule):
             raise ValueError(f"`classes` must name at least one class for each experience, got {classes}.")
         if out := sorted({c for group in classes for c in group if not 0 <= c < num_classes}):
             raise ValueError(f"`classes` must be in [0, {num_classes}) (`num_classes`), got {out}.")
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
+        at_least_one = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        for name, value in {**at_least_one, "samples_per_experience": samples_per_experience}.items():
+            if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {value}.")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"`val_fraction` must be in [0, 1), got {val_fraction}.")
@@ -351,14 +131,22 @@ class StreamDataModule(LightningDataModule):
                 raise ValueError(f"`{name}` must hold one value, or one per channel of {input_shape}, got {values}.")
         if not all(value > 0 for value in std):
             raise ValueError(f"`std` must be above 0, got {std}.")
-        self.classes = [tuple(int(c) for c in group) for group in classes]
+        if revisit is not None and cumulative:
+            raise ValueError("`revisit` and `cumulative` both say what of the past is trained on: leave one out.")
+        if not boundaries:
+            for name, on in {"cumulative": cumulative, "revisit": revisit, "task_labels": task_labels}.items():
+                if on:
+                    raise ValueError(f"`boundaries=False` is a stream of one experience: it cannot go with `{name}`.")
         self.num_classes = num_classes
         self.input_shape = tuple(input_shape)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = default_seed(seed)
         self.val_fraction = val_fraction
+        self.samples_per_experience = samples_per_experience
         self.cumulative = cumulative
+        self.revisit = revisit
+        self.boundaries = boundaries
         self.task_labels = task_labels
         self.drop_last = drop_last
         self.num_workers = num_workers
@@ -368,12 +156,16 @@ class StreamDataModule(LightningDataModule):
         self._shift = -255 * torch.tensor(mean, dtype=torch.float32).view(shape) * self._scale
         self._normalizes = set(mean) != {0} or set(std) != {1}
         self.augment = augment
-        self.evaluated: Sequence[int] = range(len(classes))
+        self._set_groups(classes)
         self.before_first_batch: Callable[[], None] | None = None
         self._current = 0
-        self._parts: dict[tuple[int, str], Any] = {}
+        self._parts: dict[tuple[int, str], Samples] = {}
         self._raw: list[Tensor] = []
         self._deterministic = False
+
+    def _set_groups(self, groups: Sequence[Sequence[int]]) -> None:
+        self._groups = [tuple(int(c) for c in group) for group in groups]
+        self.evaluated: Sequence[int] = range(len(self))
 
     # -- what a concrete stream says ----------------------------------------------------------------------------
 
@@ -384,7 +176,17 @@ class StreamDataModule(LightningDataModule):
     # -- the stream ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self.classes)
+        return len(self._groups) if self.boundaries else 1
+
+    @property
+    def groups(self) -> list[tuple[int, ...]]:
+        """The labels of each part that the data are cut into: of each experience, unless ``boundaries`` is off."""
+        return self._groups
+
+    @property
+    def classes(self) -> list[tuple[int, ...]]:
+        """The labels that occur in each experience."""
+        return self.groups if self.boundaries else [tuple(dict.fromkeys(c for group in self.groups for c in group))]
 
     @property
     def current(self) -> int:
@@ -409,6 +211,11 @@ class StreamDataModule(LightningDataModule):
         """Labels of the current and all earlier experiences, in order of appearance."""
         return tuple(dict.fromkeys(c for group in self.classes[: self.current + 1] for c in group))
 
+    def name_of(self, experience: int) -> str:
+        """What the experience is, in a few words for people."""
+        classes = self.classes[experience]
+        return f"classes {', '.join(map(str, classes))}" if len(classes) <= 10 else f"{len(classes)} classes"
+
     @cached_property
     def experiences(self) -> list[Experience]:
         """The experiences with their sizes (reads the data)."""
@@ -417,8 +224,8 @@ class StreamDataModule(LightningDataModule):
                 index=i,
                 classes=group,
                 task_label=i if self.task_labels else None,
-                num_train=len(self.part(i, "train")),
-                num_val=len(self.part(i, "val")),
+                num_train=0 if self.test_only else len(self.part(i, "train")),
+                num_val=0 if self.test_only else len(self.part(i, "val")),
                 num_test=len(self.part(i, "test")),
             )
             for i, group in enumerate(self.classes)
@@ -434,19 +241,40 @@ class StreamDataModule(LightningDataModule):
         if name not in ("train", "val", "test"):
             raise ValueError(f"`name` must be 'train', 'val' or 'test', got {name!r}.")
         self._check_index("experience", experience)
-        key = (experience, name)
-        if key not in self._parts:
-            data: Any = self.dataset(experience, train=name != "test")
-            held_out = int(len(data) * self.val_fraction)
-            if name == "val" or (name == "train" and held_out):
-                generator = torch.Generator().manual_seed(derive_seed(self.seed, experience))
-                order = torch.randperm(len(data), generator=generator)
-                data = _subset(data, (order[:held_out] if name == "val" else order[held_out:]).sort().values)
-            if not len(data) and name != "val":
-                group = self.classes[experience]
-                raise ValueError(f"Experience {experience} has no {name} sample: leave {group} out of `classes`.")
-            self._parts[key] = _with_task(data, experience) if self.task_labels else data
-        return self._parts[key]
+        groups = [experience] if self.boundaries else list(range(len(self._groups)))
+        if name == "test":
+            groups = list(dict.fromkeys(map(self.test_of, groups)))
+        return joined([self._part_of_group(group, name) for group in groups])
+
+    def test_of(self, experience: int) -> int:
+        """The first experience that is tested on the same samples: they are measured once for all that share them."""
+        return experience
+
+    def _part_of_group(self, group: int, name: str) -> Samples:
+        if (group, name) not in self._parts:
+            self._parts[group, name] = self._cut_part(group, name)
+        return self._parts[group, name]
+
+    def _cut_part(self, group: int, name: str) -> Samples:
+        given = self.dataset(group, train=name != "test")
+        data = given if isinstance(given, Samples) else MapData(given)
+        if name != "test":
+            chosen = self._chosen(group, len(data))
+            held_out = int(len(chosen) * self.val_fraction)
+            data = data.subset((chosen[:held_out] if name == "val" else chosen[held_out:]).sort().values)
+        if not len(data) and name != "val":
+            which = self.groups[group]
+            raise ValueError(f"Experience {group} has no {name} sample: leave {which} out of `classes`.")
+        return data.with_task(group) if self.task_labels else data
+
+    def _chosen(self, group: int, count: int) -> Tensor:
+        """The training and validation samples of a group among its ``count``; those for validation come first."""
+        limit = self.samples_per_experience
+        if limit is None and not self.val_fraction:
+            return torch.arange(count)
+        if limit is not None and limit > count:
+            raise ValueError(f"`samples_per_experience` must be {count} or less in experience {group}, got {limit}.")
+        return permutation(count, derive_seed(self.seed, group))[:limit]
 
     def shape(self) -> dict[str, Any]:
         """Everything that the order of samples depends on, in plain values: what a checkpoint must agree with."""
@@ -461,7 +289,10 @@ class StreamDataModule(LightningDataModule):
             "eval_batch_size": self.eval_batch_size,  # sums over statistics passes are taken in its order
             "seed": self.seed,
             "val_fraction": self.val_fraction,
+            "samples_per_experience": self.samples_per_experience,
             "cumulative": self.cumulative,
+            "revisit": None if self.revisit is None else [type(self.revisit).__name__, vars(self.revisit)],
+            "boundaries": self.boundaries,
             "task_labels": self.task_labels,
             "drop_last": self.drop_last,
         }
@@ -473,9 +304,15 @@ class StreamDataModule(LightningDataModule):
         """Look at the data of all experiences before any training.
 
         Raises:
-            ValueError: If an experience has no sample, or less than one for each process.
+            ValueError: If there is nothing to train on, or an experience has less than one sample for each process.
         """
+        if stage == "fit" and self.test_only:
+            raise ValueError(self.test_only)
         world_size = self._rank[1]
+        if stage == "fit" and self.revisit is not None:
+            sizes = [e.num_train for e in self.experiences]
+            for i in range(1, len(sizes) + 1):
+                check_counts(self.revisit.counts(sizes[:i]), sizes[:i])
         for e in self.experiences if stage == "fit" else ():
             if (fewest := min(e.num_train, e.num_val or world_size, e.num_test)) < world_size:
                 raise ValueError(
@@ -487,9 +324,17 @@ class StreamDataModule(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
-    def _training_part(self, name: str) -> Any:
-        first = 0 if self.cumulative else self.current
-        return _concatenated([self.part(i, name) for i in range(first, self.current + 1)])
+    def _training_parts(self, name: str) -> list[Samples]:
+        if not self.boundaries:
+            return [self._part_of_group(group, name) for group in range(len(self._groups))]
+        revisited = self.revisit if name == "train" else None
+        first = 0 if self.cumulative or revisited else self.current
+        parts = [self._part_of_group(i, name) for i in range(first, self.current + 1)]
+        if revisited is None:
+            return parts
+        sizes = [len(part) for part in parts]
+        chosen = draw(revisited.counts(sizes), sizes, self.seed, self.current)
+        return [part.subset(index) for part, index in zip(parts, chosen, strict=True) if len(index)]
 
     def _once(self, data: Any) -> StreamLoader:
         batches = sharded_batches(len(data), self.eval_batch_size, *self._rank)
@@ -497,13 +342,13 @@ class StreamDataModule(LightningDataModule):
 
     @override
     def train_dataloader(self) -> StreamLoader:
-        data = self._training_part("train")
+        data = joined([part.for_training() for part in self._training_parts("train")])
         rank, world_size = self._rank
         seed = derive_seed(self.seed, self.current)
 
         def batches(epoch: int) -> list[Tensor]:
-            order_seed = derive_seed(seed, epoch)
-            return shuffled_batches(len(data), self.batch_size, order_seed, rank, world_size, self.drop_last)
+            order = self._order(len(data), derive_seed(seed, epoch))
+            return ordered_batches(order, self.batch_size, rank, world_size, self.drop_last)
 
         return StreamLoader(
             data,
@@ -515,9 +360,17 @@ class StreamDataModule(LightningDataModule):
             before_first=self.before_first_batch,
         )
 
+    def _order(self, count: int, seed: int) -> Tensor:
+        """The order of one epoch: a permutation, or without boundaries one of each group after the other."""
+        if self.boundaries:
+            return permutation(count, seed)
+        sizes = [len(self._part_of_group(group, "train")) for group in range(len(self._groups))]
+        parts = [permutation(size, derive_seed(seed, group)) for group, size in enumerate(sizes)]
+        return torch.cat([part + sum(sizes[:group]) for group, part in enumerate(parts)])
+
     @override
     def val_dataloader(self) -> StreamLoader | list[Any]:
-        return self._once(self._training_part("val")) if self.val_fraction else []
+        return self._once(joined(self._training_parts("val"))) if self.val_fraction else []
 
     @override
     def test_dataloader(self) -> ChainLoader:
@@ -595,80 +448,3 @@ class StreamDataModule(LightningDataModule):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.current = state_dict["current"]
-
-
-class ClassStream(StreamDataModule):
-    """A stream of a labelled data set that is cut by class: each experience brings new classes.
-
-    A concrete stream implements :meth:`load`.
-
-    Args:
-        num_classes: Number of classes of the data set.
-        input_shape: Shape of one sample, ``(C, H, W)`` for images.
-        num_experiences: Length of the stream; divides ``num_classes``.
-        class_order: Permutation of the classes, cut into equal groups; ``None`` is the numeric order.
-        **kwargs: As for :class:`StreamDataModule`.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        input_shape: tuple[int, ...],
-        num_experiences: int,
-        class_order: Sequence[int] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        order = list(range(num_classes)) if class_order is None else list(class_order)
-        if sorted(order) != list(range(num_classes)):
-            raise ValueError(f"`class_order` must be a permutation of 0 to {num_classes - 1}, got {class_order}.")
-        if num_experiences < 1 or num_classes % num_experiences:
-            allowed = [n for n in range(1, num_classes + 1) if num_classes % n == 0]
-            raise ValueError(
-                f"`num_experiences` must divide the {num_classes} classes: one of {allowed}, got {num_experiences}."
-            )
-        size = num_classes // num_experiences
-        groups = [order[i : i + size] for i in range(0, num_classes, size)]
-        super().__init__(groups, num_classes, input_shape, **kwargs)
-        self._loaded: dict[bool, TensorData] = {}
-
-    @abstractmethod
-    def load(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Return all inputs ``(N, *input_shape)`` (``uint8``) and labels ``(N,)`` of the training or test set."""
-
-    @override
-    def dataset(self, experience: int, train: bool) -> TensorData:
-        if train not in self._loaded:
-            inputs, targets = self.load(train)
-            if tuple(inputs.shape[1:]) != self.input_shape:
-                shape = tuple(inputs.shape[1:])
-                raise ValueError(f"`input_shape` is {self.input_shape}, and the samples are of shape {shape}.")
-            labels, classes = set(targets.tolist()), set(range(self.num_classes))
-            if out := sorted(labels - classes):
-                raise ValueError(f"Labels must be in [0, {self.num_classes}) (`num_classes`), got {out}.")
-            if train and (empty := sorted(classes - labels)):
-                raise ValueError(f"`num_classes` is {self.num_classes}, and there is no training sample of {empty}.")
-            self._loaded[train] = TensorData(inputs, targets)
-        data = self._loaded[train]
-        return data.subset(torch.isin(data.targets, torch.tensor(self.classes[experience])).nonzero().flatten())
-
-
-def _subset(data: Any, index: Tensor) -> Any:
-    return data.subset(index) if isinstance(data, TensorData) else Subset(data, index.tolist())
-
-
-def _with_task(data: Any, task: int) -> Any:
-    if isinstance(data, TensorData):
-        return data._replaced(data.indices, torch.full((len(data),), task))
-    return _WithTask(data, task)
-
-
-def _concatenated(parts: list[Any]) -> Any:
-    first = parts[0]
-    if len(parts) > 1 and all(isinstance(part, TensorData) and _share(part, first) for part in parts):
-        tasks = None if first.tasks is None else torch.cat([part.tasks for part in parts])
-        return first._replaced(torch.cat([part.indices for part in parts]), tasks)
-    return first if len(parts) == 1 else ConcatDataset(parts)
-
-
-def _share(one: TensorData, other: TensorData) -> bool:
-    return one.inputs is other.inputs and torch.equal(one.targets, other.targets)

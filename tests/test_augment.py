@@ -82,7 +82,7 @@ def test_brightness_factors_are_uniform_and_different(amount: float) -> None:
 
 @pytest.mark.parametrize("scale", [1, 255])
 def test_brightness_is_torchvisions(scale: int) -> None:
-    from torchvision.transforms.functional import adjust_brightness  # type: ignore[import-untyped]
+    from torchvision.transforms.functional import adjust_brightness
 
     x = torch.randint(256, (40, 3, 4, 5), dtype=torch.uint8, generator=seeded())
     x = x if scale == 255 else x / 255
@@ -95,7 +95,7 @@ def test_brightness_is_torchvisions(scale: int) -> None:
 
 def test_same_distribution_as_the_pipeline_of_torchvision() -> None:
     """First and second moments of every pixel, also of products of neighbours."""
-    from torchvision import transforms as T  # type: ignore[import-untyped]
+    from torchvision import transforms as T
 
     image = torch.randint(256, (3, 4, 5), dtype=torch.uint8, generator=seeded())
     steps = [T.ToPILImage(), T.RandomCrop((4, 5), padding=2), T.RandomHorizontalFlip(), T.ColorJitter(brightness=0.6)]

@@ -1,26 +1,30 @@
 """What every plugin must keep, whoever wrote it: plugins are found by inspection, so a new one is tested unasked."""
 
 import copy
+import inspect
+import random
+import re
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_cl import ContinualCallback, Memory, RunLogger, fit_stream
-from lightning_cl.stream import shuffled_batches
+from lightning_cl.loader import shuffled_batches
 from lightning_cl.utilities import derive_seed, get_rng_state
 from tests.helpers.contracts import (
     CONTINUAL,
     LIGHTNINGS_OWN_WARNINGS,
     METHODS,
     MODELS,
-    NOT_EMBEDDED,
     STREAMS,
     Learned,
     Net,
@@ -32,6 +36,7 @@ from tests.helpers.contracts import (
     same,
     samples,
     seeded,
+    stream_arguments,
     trainer,
 )
 from tests.helpers.distributed import Core
@@ -166,9 +171,10 @@ def test_two_instances_side_by_side(cls: type, how: Any) -> None:
     [(cls, *bad) for cls in (*CONTINUAL, *STREAMS, *MODELS) for bad in bad_arguments(cls)],
     **BY_NAME,
 )
-def test_a_bad_argument_is_named(cls: type, argument: str, value: Any) -> None:
+def test_a_bad_argument_is_named(cls: type, argument: str, value: Any, tmp_path: Path) -> None:
+    others = stream_arguments(cls, tmp_path) if cls in STREAMS else METHODS.get(cls.__name__, {})
     with pytest.raises((ValueError, TypeError), match=f"`{argument}`"):
-        cls(**{**METHODS.get(cls.__name__, {}), argument: value})
+        cls(**{**others, argument: value})
 
 
 def as_found(run: Trainer, module: Any, stream: Any) -> dict[str, Any]:
@@ -218,10 +224,47 @@ def test_method_fits_and_resumes(cls: type, tmp_path: Path) -> None:
     assert path.exists()
 
 
-@pytest.mark.parametrize("cls", [cls for cls in STREAMS if cls.__name__ not in NOT_EMBEDDED], **BY_NAME)
-def test_stream_is_a_function_of_its_seed(cls: Any) -> None:
+def test_methods_that_are_made_exist() -> None:
+    assert METHODS.keys() == {cls.__name__ for cls in MODELS}
+
+
+@pytest.fixture(scope="session")
+def make_stream(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Make a stream of any class; its files are written once."""
+    arguments: dict[type, dict[str, Any]] = {}
+
+    def make(cls: Any, **kwargs: Any) -> Any:
+        if cls not in arguments:
+            arguments[cls] = stream_arguments(cls, tmp_path_factory.mktemp(cls.__name__))
+        return cls(**{**arguments[cls], **kwargs})
+
+    return make
+
+
+every_stream = pytest.mark.parametrize("cls", STREAMS, **BY_NAME)
+every_trained_stream = pytest.mark.parametrize("cls", [cls for cls in STREAMS if not cls.test_only], **BY_NAME)
+
+
+def taken_by(stream: Any, rank: int, world_size: int) -> Any:
+    """The stream as one process of several sees it."""
+    stream.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, current_epoch=0)
+    return stream
+
+
+def identities(samples: Any) -> list[bytes]:
+    """What tells samples apart: what is in them."""
+    return [sample[0].numpy().tobytes() for sample in samples]
+
+
+def rows(loader: Any) -> list[bytes]:
+    return identities([row] for batch in loader for row in batch[0])
+
+
+@every_trained_stream
+def test_stream_is_a_function_of_its_seed(cls: Any, make_stream: Any) -> None:
     def batches(seed: int) -> list[Any]:
-        stream = cls(seed=seed)
+        stream = make_stream(cls, seed=seed, batch_size=2)
+        _ = torch.rand(1000), np.random.rand(1000), [random.random() for _ in range(1000)]
         stream.current = len(stream) - 1
         return [list(batch) for batch in stream.train_dataloader()]
 
@@ -231,9 +274,58 @@ def test_stream_is_a_function_of_its_seed(cls: Any) -> None:
     assert not same(first, other)
 
 
-def test_streams_that_cannot_be_tested_exist() -> None:
-    assert NOT_EMBEDDED.keys() <= {cls.__name__ for cls in STREAMS}
-    assert METHODS.keys() == {cls.__name__ for cls in MODELS}
+@every_trained_stream
+def test_parts_of_a_stream_never_overlap(cls: Any, make_stream: Any) -> None:
+    stream = make_stream(cls, val_fraction=0.25)
+    names = ("train", "val", "test")
+    whole = {name: [identities(stream.part(i, name)) for i in range(len(stream))] for name in names}
+    assert all(len(part) for parts in whole.values() for part in parts)
+    each = [set().union(*parts) for parts in whole.values()]
+    assert not (each[0] & each[1] or each[1] & each[2] or each[0] & each[2])
+    trained = [row for name in ("train", "val") for part in whole[name] for row in part]
+    assert len(trained) == len(set(trained)), "a sample is trained on in two experiences"
+    uncut = make_stream(cls)
+    assert {row for i in range(len(uncut)) for row in identities(uncut.part(i, "train"))} == set(trained)
+
+
+@every_stream
+def test_labels_of_a_stream_are_those_it_names(cls: Any, make_stream: Any) -> None:
+    stream = make_stream(cls)
+    for e in stream.experiences:
+        for name in ("test",) if stream.test_only else ("train", "test"):
+            x, y = next(iter(stream._once(stream.part(e.index, name))))[:2]
+            assert tuple(x.shape[1:]) == stream.input_shape
+            assert set(y.tolist()) <= (set(e.classes) if name == "train" else set(range(stream.num_classes)))
+
+
+@every_trained_stream
+def test_processes_share_the_samples_of_a_stream(cls: Any, make_stream: Any) -> None:
+    stream = make_stream(cls, batch_size=3)
+    stream.current = len(stream) - 1
+    count = len(stream.part(stream.current, "train"))
+    for make_loader in ("train_dataloader", "statistics_dataloader"):
+        seen = [rows(getattr(taken_by(stream, rank, 2), make_loader)()) for rank in (0, 1)]
+        if make_loader == "statistics_dataloader":
+            assert set(seen[0] + seen[1]) == set(identities(stream.part(stream.current, "train")))
+        assert len(seen[0] + seen[1]) == count
+        assert len(set(seen[0] + seen[1])) == count
+
+
+@every_trained_stream
+def test_interrupted_epoch_of_a_stream_goes_on(cls: Any, make_stream: Any) -> None:
+    whole = list(make_stream(cls, batch_size=2).train_dataloader())
+    loader = make_stream(cls, batch_size=2).train_dataloader()
+    loader.load_state_dict({"position": 1})
+    assert same([list(batch) for batch in loader], [list(batch) for batch in whole[1:]])
+
+
+@pytest.mark.parametrize("cls", [cls for cls in STREAMS if "root" in inspect.signature(cls).parameters], **BY_NAME)
+def test_missing_files_of_a_stream_are_named(cls: Any, make_stream: Any, tmp_path: Path) -> None:
+    make_stream(cls).prepare_data()
+    options = {"download": False} if "download" in inspect.signature(cls).parameters else {}
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
+        make_stream(cls, root=str(tmp_path / "none"), **options).prepare_data()
+    assert not list(tmp_path.iterdir())
 
 
 # -- two processes -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import rotate  # type: ignore[import-untyped]
+from torchvision.transforms.functional import rotate
 
 from lightning_cl.pixels import (
     PixelMap,

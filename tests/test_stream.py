@@ -16,16 +16,10 @@ from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, Precision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_cl.stream import (
-    ChainLoader,
-    ClassStream,
-    StreamBatch,
-    StreamDataModule,
-    StreamLoader,
-    TensorData,
-    sharded_batches,
-    shuffled_batches,
-)
+from lightning_cl.loader import ChainLoader, StreamLoader, sharded_batches, shuffled_batches
+from lightning_cl.samples import MapData, TensorData
+from lightning_cl.scenarios import ClassStream
+from lightning_cl.stream import StreamBatch, StreamDataModule
 
 COUNTS = {True: 45, False: 15}
 
@@ -131,41 +125,10 @@ def test_epoch_is_that_of_the_first_batch() -> None:
     assert numbers(passes[1]) == numbers(at(Numbers(batch_size=2), epoch=3).train_dataloader())
 
 
-def test_iterators_that_nobody_used_consume_nothing() -> None:
-    calls: list[str] = []
-    loader = StreamLoader(
-        TensorData(torch.arange(6), torch.arange(6)),
-        lambda epoch: shuffled_batches(6, 2, seed=epoch),
-        3,
-        before_first=lambda: calls.append("first"),
-    )
-    loader.load_state_dict({"position": 1})
-    unused = [iter(loader), iter(loader)]
-    assert (calls, loader.state_dict()) == ([], {"position": 1})
-    assert [x.tolist() for x, _ in iter(loader)] == [b.tolist() for b in shuffled_batches(6, 2, seed=0)][1:]
-    assert (calls, len(unused), loader.state_dict()) == (["first"], 2, {"position": 3})
-
-
 @pytest.mark.parametrize("seed", [0, 5])
 def test_default_seed_is_that_of_seed_everything(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
     assert numbers(at(Numbers()).train_dataloader()) == numbers(at(Numbers(seed=seed)).train_dataloader())
-
-
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_batches_of_all_ranks_are_those_of_one_process(drop_last: bool) -> None:
-    for count, size, world in product((5, 6, 7, 8, 11, 12, 13, 16), (1, 2, 4), (1, 2, 3, 5)):
-        one = [b.tolist() for b in shuffled_batches(count, size * world, 3, drop_last=drop_last)]
-        if len(one) > 1 and len(one[-1]) < world:  # too few for all ranks
-            one[-2:] = [one[-2] + one[-1]]
-        ranks = [shuffled_batches(count, size, 3, rank, world, drop_last) for rank in range(world)]
-        assert {len(batches) for batches in ranks} == {len(one)}
-        for k, (whole, *parts) in enumerate(zip(one, *ranks, strict=True)):
-            assert sorted(torch.cat(parts).tolist()) == sorted(whole)
-            assert all(1 <= len(part) <= size + (k == len(one) - 1) for part in parts)
-        kept = [i for batches in ranks for batch in batches for i in batch.tolist()]
-        assert len(set(kept)) == len(kept)
-        assert drop_last or len(kept) == count
 
 
 def test_drop_last_leaves_out_only_what_is_not_full_and_not_all() -> None:
@@ -173,19 +136,8 @@ def test_drop_last_leaves_out_only_what_is_not_full_and_not_all() -> None:
     assert sizes == {2: [2], 3: [3], 4: [3], 8: [3, 3], 9: [3, 3, 3]}
     for count, (size, world) in product((1, 4, 5), ((2, 1), (2, 3), (4, 2))):
         stream = at(Ordinary(batch_size=size, drop_last=True), world_size=world)
-        stream._parts[0, "train"] = Noisy(list(range(count)), 0)
+        stream._parts[0, "train"] = MapData(Noisy(list(range(count)), 0))
         assert len(list(stream.train_dataloader())) == len(stream.train_dataloader()) > 0
-
-
-def test_evaluation_has_every_sample_once_and_as_many_batches_on_each_rank() -> None:
-    for count, size, world in product(range(1, 20), (1, 2, 3, 8), (1, 2, 3, 4)):
-        ranks = [sharded_batches(count, size, rank, world) for rank in range(world)]
-        assert sorted(i for batches in ranks for b in batches for i in b.tolist()) == list(range(count))
-        lengths = [len(b) for batches in ranks for b in batches]
-        assert min(lengths) >= 1
-        assert max(lengths) <= (size if size > 1 or world == 1 else 2)
-        if count >= world:
-            assert len({len(batches) for batches in ranks}) == 1
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -252,16 +204,6 @@ def test_workers_change_nothing() -> None:
         loader = at(Ordinary(batch_size=2, seed=3, num_workers=workers)).train_dataloader()
         loader.load_state_dict({"position": done})
         torch.testing.assert_close(list(loader), whole[done:], rtol=0, atol=0)
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_workers_are_processes_of_their_own() -> None:
-    class Where(Dataset[Any]):
-        def __getitem__(self, index: int) -> int:
-            return os.getpid()
-
-    pids = [int(*StreamLoader(Where(), lambda _: [torch.tensor([0])], 1, num_workers=n)) for n in (0, 1)]
-    assert pids[0] == os.getpid() != pids[1]
 
 
 def test_random_transforms_differ_by_epoch_batch_and_rank() -> None:
@@ -531,7 +473,8 @@ def test_augmentation_is_for_training_only_and_before_normalisation() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_experiences": 2}, "`num_experiences` must divide the 5 classes: one of [1, 5], got 2."),
+        ({"num_experiences": 2}, "`num_experiences` must divide the 5 classes: one of [1, 5], got 2. Or set `convention` to 'facil', which makes "
+            "the first ones larger by one."),
         ({"num_experiences": 0}, "`num_experiences` must divide the 5 classes: one of [1, 5], got 0."),
         ({"class_order": [0, 1, 2, 3, 3]}, "`class_order` must be a permutation of 0 to 4, got [0, 1, 2, 3, 3]."),
         ({"class_order": [1, 2, 3, 4]}, "`class_order` must be a permutation of 0 to 4, got [1, 2, 3, 4]."),

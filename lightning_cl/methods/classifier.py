@@ -1,5 +1,6 @@
 """A classifier over all classes of a stream: the module under fine-tuning, joint training and most callbacks."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_cl.callback import unpack_batch
+from lightning_cl.heads import GrowingHead
 from lightning_cl.stream import StreamDataModule
 
 
@@ -28,6 +30,9 @@ class Classifier(LightningModule):
         backbone_args: Further arguments of the timm model, e.g. ``{pretrained: true}``.
         loss_classes: Classes that compete in the loss: ``"all"``, those ``"seen"`` so far, or those of the
             ``"current"`` experience. A label in the batch always competes (replayed samples bring earlier classes).
+        head: ``"fixed"``: the last layer of the backbone has a row for each class of the stream. ``"growing"``: it is a
+            :class:`~lightning_cl.heads.GrowingHead`, which has one for each class seen so far. One in a module of your
+            own grows as well.
         optimizer: Makes the optimizer of each experience from the parameters.
         lr_scheduler: Makes its scheduler, stepped once per epoch.
 
@@ -44,6 +49,7 @@ class Classifier(LightningModule):
         input_shape: tuple[int, ...] | None = None,
         backbone_args: dict[str, Any] | None = None,
         loss_classes: Literal["all", "seen", "current"] = "all",
+        head: Literal["fixed", "growing"] = "fixed",
         optimizer: OptimizerCallable = lambda parameters: torch.optim.SGD(parameters, lr=0.05),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -52,10 +58,18 @@ class Classifier(LightningModule):
             raise ValueError(f"`num_classes` must be 1 or more, got {num_classes}.")
         if loss_classes not in ("all", "seen", "current"):
             raise ValueError(f"`loss_classes` must be 'all', 'seen' or 'current', got {loss_classes!r}.")
+        if head not in ("fixed", "growing"):
+            raise ValueError(f"`head` must be 'fixed' or 'growing', got {head!r}.")
         if backbone_args and not isinstance(backbone, str):
             raise ValueError("`backbone_args` are those of a timm model: make `backbone` with them, or give its name.")
+        if head == "growing" and not isinstance(backbone, str):
+            raise ValueError(
+                "`head='growing'` is for a timm model: give its name, or put a GrowingHead into `backbone`."
+            )
         if isinstance(backbone, str):
             backbone = _timm_model(backbone, num_classes, input_shape, backbone_args or {})
+            if head == "growing":
+                _make_growing(backbone, num_classes)
         self.backbone = backbone
         self.num_classes = num_classes
         self.loss_classes = loss_classes
@@ -80,13 +94,37 @@ class Classifier(LightningModule):
         return F.cross_entropy(scores, y)
 
     def _admitted(self) -> tuple[int, ...]:
+        stream = self._stream("loss_classes", self.loss_classes, "all")
+        return stream.seen_classes if self.loss_classes == "seen" else stream.classes[stream.current]
+
+    def _stream(self, argument: str, value: str, other: str) -> StreamDataModule:
+        """The stream that is trained on, which ``value`` of ``argument`` needs and ``other`` does not."""
         stream = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(stream, StreamDataModule):
             raise ValueError(
-                f"`loss_classes={self.loss_classes!r}` needs a stream that knows its classes: train with a "
-                "StreamDataModule, or set `loss_classes` to 'all'."
+                f"`{argument}={value!r}` needs a stream that knows its classes: train with a StreamDataModule, or set "
+                f"`{argument}` to {other!r}."
             )
-        return stream.seen_classes if self.loss_classes == "seen" else stream.classes[stream.current]
+        return stream
+
+    @override
+    def setup(self, stage: str) -> None:
+        self._grow()
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        result = super().load_state_dict(state_dict, strict, assign)
+        self._grow()  # a run goes on with the next experience from a checkpoint of the last one
+        return result
+
+    def _grow(self) -> None:
+        """Before a fit, when neither optimizer nor DDP have seen the parameters, let heads grow."""
+        state = None if self._trainer is None else self.trainer.state
+        if state is None or state.fn != "fit" or state.status != "running":
+            return
+        for module in self.modules():
+            if isinstance(module, GrowingHead):
+                module.grow(self._stream("head", "growing", "fixed").seen_classes)
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -151,3 +189,14 @@ def _timm_model(name: str, num_classes: int, input_shape: tuple[int, ...] | None
             arguments["img_size"] = tuple(input_shape[1:])
     model: nn.Module = timm.create_model(name, **{**arguments, **extra})
     return model
+
+
+def _make_growing(model: nn.Module, num_classes: int) -> None:
+    """Exchange the last layer of a timm model for one that grows, where timm's convention looks for it."""
+    name: Any = model.default_cfg.get("classifier")  # type: ignore[operator, union-attr]
+    last = model.get_submodule(name) if isinstance(name, str) else None
+    if not isinstance(last, nn.Linear):
+        found = type(last).__name__ if last is not None else name
+        raise ValueError(f"`head='growing'` needs a `backbone` whose last layer is one nn.Linear, got {found}.")
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, GrowingHead(last.in_features, num_classes))

@@ -3,9 +3,11 @@
 A new plugin needs a line here only where the rules below do not suffice: an argument named ``strength`` is off at 0.
 """
 
+import importlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -42,7 +44,9 @@ CALLBACKS = {
 METHODS: dict[str, Mapping[str, Any]] = {
     "Classifier": {"num_classes": 4, "backbone": "mlp", "input_shape": (1, 8, 8), "backbone_args": {"hidden": (16,)}},
 }
-NOT_EMBEDDED = {"SplitFashionMNIST": "needs files that are downloaded"}
+FAKES = Path(__file__).parent / "fakes"
+"""A module for each stream that needs something, of the stream's own name: `write(root)` makes tiny files in the published
+layout and returns the arguments of a stream on them."""
 LIGHTNINGS_OWN_WARNINGS = [
     pytest.mark.filterwarnings(f"ignore:{text}")
     for text in (
@@ -86,6 +90,15 @@ def make(cls: type, role: Literal["acts", "inert", "other"] = "acts") -> Any:
         assert "strength" in inspect.signature(cls).parameters, f"tell CALLBACKS how {cls.__name__} does nothing"
         return cls(**{**case.acts, "strength": 0.0})
     return cls(**(getattr(case, role) or {}))
+
+
+def stream_arguments(cls: type, root: Path) -> dict[str, Any]:
+    """What a stream is made with for the contracts; files are written to ``root``."""
+    name = cls.__module__.split(".")[-1]
+    if not (FAKES / f"{name}.py").is_file():
+        return {}
+    arguments: dict[str, Any] = importlib.import_module(f"tests.helpers.fakes.{name}").write(root)
+    return arguments
 
 
 def bad_arguments(cls: type) -> Iterator[tuple[str, Any]]:

@@ -1,15 +1,21 @@
 import re
+from pathlib import Path
 from typing import Any
 
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import Tensor, nn
 
+from lightning_cl import RunLogger, evaluate_stream, fit_stream
+from lightning_cl.callbacks import EWC, Replay
 from lightning_cl.datamodules import SplitDigits
+from lightning_cl.heads import GrowingHead
 from lightning_cl.methods import Classifier
-from lightning_cl.stream import ClassStream, StreamDataModule
+from lightning_cl.scenarios import ClassStream
+from lightning_cl.stream import StreamDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")
 
@@ -29,7 +35,7 @@ def trainer(**kwargs: Any) -> lightning.Trainer:
     quiet: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
-    return lightning.Trainer(accelerator="cpu", **quiet, **kwargs)
+    return lightning.Trainer(accelerator="cpu", **{**quiet, **kwargs})
 
 
 def within(stream: StreamDataModule | None, model: Classifier) -> lightning.Trainer:
@@ -87,6 +93,15 @@ def test_loss_among_seen_classes_needs_a_stream() -> None:
             {"backbone": nn.Identity(), "backbone_args": {"hidden": [3]}},
             "`backbone_args` are those of a timm model: make `backbone` with them, or give its name.",
         ),
+        ({"head": "wide"}, "`head` must be 'fixed' or 'growing', got 'wide'."),
+        (
+            {"head": "growing", "backbone": nn.Identity()},
+            "`head='growing'` is for a timm model: give its name, or put a GrowingHead into `backbone`.",
+        ),
+        (
+            {"head": "growing", "backbone": "deit_tiny_distilled_patch16_224", "backbone_args": {"depth": 1}},
+            "`head='growing'` needs a `backbone` whose last layer is one nn.Linear, got ('head', 'head_dist').",
+        ),
         (
             {"backbone": "resnet18_slm"},
             "`backbone`: timm has no model 'resnet18_slm'. Did you mean 'resnet18_slim' or ",
@@ -113,6 +128,98 @@ def test_timm_models_fit_the_samples(backbone: str, shape: tuple[int, ...], extr
     if backbone == "mlp":
         widths = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
         assert widths == [7, 5, 7]
+
+
+@pytest.mark.parametrize("backbone", ["mlp", "resnet18_slim", "vit_tiny_patch16_224"])
+def test_growing_head_stands_where_timm_looks_for_it(backbone: str) -> None:
+    extra = {"depth": 1} if backbone.startswith("vit") else {}
+    model = Classifier(7, backbone, (1, 32, 32), extra, head="growing")
+    head = model.backbone.get_classifier()  # type: ignore[operator]
+    assert isinstance(head, GrowingHead)
+    head.grow([6, 2])
+    with torch.no_grad():
+        scores, features = model(x := torch.rand(2, 1, 32, 32)), model.backbone.forward_features(x)  # type: ignore[operator]
+        features = model.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
+    assert torch.equal(scores[:, [6, 2]], head.linear(features))
+    assert scores.isfinite().sum() == 4
+
+
+def growing(**kwargs: Any) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(10, "mlp", (1, 8, 8), {"hidden": [16]}, head="growing", **kwargs)
+
+
+def head_of(model: nn.Module) -> GrowingHead:
+    return next(module for module in model.modules() if isinstance(module, GrowingHead))
+
+
+@pytest.mark.parametrize("method", [None, EWC(1.0), Replay(20, batch_size=4)])
+def test_growing_head_has_a_row_for_each_class_seen(method: Any) -> None:
+    """Widths are seen at the start of each fit, where the optimizer is made of the parameters."""
+    found: list[tuple[int, int]] = []
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        made = torch.optim.SGD(parameters, lr=0.1)
+        found.append((len(head_of(model).classes), sum(p.numel() for p in made.param_groups[0]["params"])))
+        return made
+
+    model, stream = growing(optimizer=optimizer), SplitDigits(num_experiences=5, class_order=1993)
+    result = fit_stream(trainer(max_epochs=1, callbacks=[method] if method else []), model, stream, evaluate="all")
+    assert found == [(n, 65 * 16 + 17 * n) for n in (2, 4, 6, 8, 10)]
+    assert head_of(model).classes.tolist() == [c for group in stream.classes for c in group]
+    assert result.accuracy_matrix.isfinite().all()
+
+
+def test_growing_head_learns_as_a_fixed_one_among_the_seen_classes() -> None:
+    """The rows of classes to come get no gradient there; they start alike here."""
+    stream, grew = SplitDigits(num_experiences=5), growing()
+    grew.double()
+    fixed = Classifier(10, "mlp", (1, 8, 8), {"hidden": [16]}, loss_classes="seen").double()
+    rows = GrowingHead(16, 10)
+    rows.grow(range(10))
+    with torch.no_grad():
+        body = [p for p in grew.parameters() if p.numel()]
+        for mine, other in zip(fixed.parameters(), [*body, *rows.linear.parameters()], strict=True):
+            mine.copy_(other)
+    results = [fit_stream(trainer(max_epochs=1, precision="64-true"), model, stream) for model in (grew, fixed)]
+    torch.testing.assert_close([*grew.parameters()], [*fixed.parameters()])
+    torch.testing.assert_close(results[0].accuracy_matrix, results[1].accuracy_matrix, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("checkpoint", ["*step=2.ckpt", "experience_0.ckpt", "*step=10.ckpt", "experience_1.ckpt"])
+def test_growing_head_resumes(checkpoint: str, tmp_path: Path) -> None:
+    def run(folder: Path, ckpt_path: Path | None) -> dict[str, Tensor]:
+        model, saver = growing(), ModelCheckpoint(every_n_train_steps=2, save_top_k=-1)
+        options: dict[str, Any] = {"logger": RunLogger(folder), "enable_checkpointing": True, "log_every_n_steps": 1}
+        run = trainer(max_epochs=1, callbacks=[saver, EWC(1.0)], **options)
+        stream = SplitDigits(increment=4, batch_size=100)
+        fit_stream(run, model, stream, ckpt_path, keep_checkpoints="all")
+        return model.state_dict()
+
+    whole = run(tmp_path / "whole", None)
+    again = run(tmp_path / "again", next((tmp_path / "whole").rglob(checkpoint)))
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_growing_head_is_measured_as_a_checkpoint_has_it(tmp_path: Path) -> None:
+    model, stream = growing(), SplitDigits(num_experiences=5)
+    head_of(model).grow([0, 1, 2, 3])
+    checkpoint = {"state_dict": model.state_dict(), "pytorch-lightning_version": lightning.__version__}
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    other = growing()
+    accuracies = evaluate_stream(trainer(), other, stream, tmp_path / "a.ckpt", scoring="all")
+    assert head_of(other).classes.tolist() == [0, 1, 2, 3]
+    assert accuracies[2:].tolist() == [0, 0, 0]
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_growing_head_needs_a_stream() -> None:
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+    data = lightning.LightningDataModule.from_datasets(torch.utils.data.TensorDataset(x, y))
+    with pytest.raises(ValueError, match=r"^`head='growing'` needs a stream .* or set `head` to 'fixed'\.$"):
+        trainer(max_epochs=1).fit(growing(), datamodule=data)
 
 
 def test_any_module_is_taken_as_it_is() -> None:

@@ -1,0 +1,399 @@
+"""Streams by how one data set becomes experiences: cut by class, or seen through one domain after another."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_cl.blurry import i_blurry, si_blurry
+from lightning_cl.samples import Samples, TensorData
+from lightning_cl.sources.base import Source
+from lightning_cl.splits import Convention, by_domain, check_lists, class_groups, few_shot, group_sizes, label_map
+from lightning_cl.splits import class_order as make_order
+from lightning_cl.stream import StreamDataModule
+from lightning_cl.utilities import derive_seed
+
+
+class ClassStream(StreamDataModule):
+    """A stream of a labelled data set that is cut by class: each experience brings new classes.
+
+    A concrete stream implements :meth:`load`. Which classes come when follows a named convention, so that figures can
+    be compared with published ones:
+
+    - ``"pycil"`` (also LAMDA-PILOT, Continuum): experience ``t`` has the classes at its positions of ``class_order``;
+      sizes are equal, or ``base_classes``, then ``increment`` each, and what remains as a smaller last one.
+    - ``"facil"``: the same classes by position; if ``num_experiences`` does not divide them, the first experiences have
+      one more.
+    - ``"mammoth"`` (also van de Ven): experience ``t`` has the classes ``c`` whose ``class_order[c]`` falls into its
+      range. The two rules are inverse permutations: the same seed gives different experiences.
+
+    Args:
+        num_classes: Number of classes of the data set.
+        input_shape: Shape of one sample, ``(C, H, W)`` for images.
+        num_experiences: Length of the stream; ``None`` is the usual one of the data set, or follows from ``increment``.
+        class_order: Permutation of the classes, or the seed of one (1993 is the field's; by NumPy's
+            ``RandomState(seed).permutation``); ``None`` is the numeric order.
+        base_classes: Classes of the first experience, if it has others than the rest (B50 is 50).
+        increment: Classes of each further experience.
+        convention: ``"pycil"``, ``"facil"`` or ``"mammoth"``, see above.
+        relabel: Number the labels in order of appearance: those of the first experience come first. By default they
+            are those of the data set.
+        shots: Training samples per class in every experience but the first (few-shot class-incremental); the seed
+            chooses them.
+        blurry: Let a part of the classes occur in several experiences: ``"stochastic"`` (Si-Blurry, Moon et al., ICCV
+            2023; also the generalised streams of G-ACIL, Zhuang et al., NeurIPS 2024), ``"fixed"`` (its form with equal
+            shares), or ``"i-blurry"`` (by the rule of the published lists of Koh et al., ICLR 2022). An experience is
+            tested on the classes that were dealt to it; if none was, on all that occur in it.
+        disjoint_percent: Of a blurry stream, the percentage of classes that occur in one experience only.
+        blurry_percent: Of a blurry stream, the percentage of samples of the other classes that change places.
+        **kwargs: As for :class:`StreamDataModule`.
+
+    Raises:
+        ValueError: If an argument is out of its range; the message names it.
+    """
+
+    standard_length: ClassVar[int | None] = None
+    """``num_experiences`` where neither it nor ``increment`` is given."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        input_shape: tuple[int, ...],
+        num_experiences: int | None = None,
+        class_order: int | Sequence[int] | None = None,
+        *,
+        base_classes: int | None = None,
+        increment: int | None = None,
+        convention: Convention = "pycil",
+        relabel: bool = False,
+        shots: int | None = None,
+        blurry: Literal["stochastic", "fixed", "i-blurry"] | None = None,
+        disjoint_percent: int = 50,
+        blurry_percent: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        if num_experiences is None and increment is None:
+            num_experiences = self.standard_length
+        order = make_order(num_classes, class_order)
+        sizes = group_sizes(num_classes, num_experiences, base_classes, increment, convention)
+        groups = class_groups(order, sizes, convention)
+        if shots is not None and shots < 1:
+            raise ValueError(f"`shots` must be 1 or more, got {shots}.")
+        for name, value in {"disjoint_percent": disjoint_percent, "blurry_percent": blurry_percent}.items():
+            if not 0 <= value <= 100:
+                raise ValueError(f"`{name}` must be in [0, 100], got {value}.")
+        if blurry not in (None, "stochastic", "fixed", "i-blurry"):
+            raise ValueError(f"`blurry` must be 'stochastic', 'fixed' or 'i-blurry', got {blurry!r}.")
+        others = {"class_order": class_order, "base_classes": base_classes, "increment": increment, "shots": shots}
+        for name, given in {**others, "relabel": relabel, "task_labels": kwargs.get("task_labels")}.items():
+            if blurry and given not in (None, False):
+                raise ValueError(f"`blurry` deals the classes by the seed: it cannot go with `{name}`, got {given}.")
+        self._new_label = label_map(order, convention) if relabel else None
+        if self._new_label is not None:
+            groups = [[self._new_label[c] for c in group] for group in groups]
+        super().__init__(groups, num_classes, input_shape, **kwargs)
+        self.shots = shots
+        self.blurry = blurry
+        self.disjoint_percent = disjoint_percent
+        self.blurry_percent = blurry_percent
+        self._order_of_classes = order
+        self._loaded: dict[bool, Samples] = {}
+
+    @abstractmethod
+    def load(self, train: bool) -> tuple[Tensor, Tensor] | Samples:
+        """Return the training or test set: inputs ``(N, *input_shape)`` and labels ``(N,)``, or any samples."""
+
+    @override
+    def dataset(self, experience: int, train: bool) -> Samples:
+        data = self._data(train)
+        if self.blurry and train:
+            return data.subset(self._blurry[0][experience])
+        mine = torch.isin(data.labels, torch.tensor(self._homes[experience])).nonzero().flatten()
+        if train and self.shots is not None and experience:
+            mine = mine[few_shot(data.labels[mine], self.shots, derive_seed(self.seed, experience))]
+        return data.subset(mine)
+
+    @property
+    @override
+    def groups(self) -> list[tuple[int, ...]]:
+        if not self.blurry:
+            return self._groups
+        labels, lists = self._data(True).labels, self._blurry[0]
+        return [tuple(torch.unique(labels[index]).tolist()) for index in lists]
+
+    @property
+    def _homes(self) -> Sequence[Sequence[int]]:
+        return self._blurry[1] if self.blurry else self._groups
+
+    @cached_property
+    def _blurry(self) -> tuple[list[Tensor], list[list[int]]]:
+        """Training samples of each experience, and the classes that were dealt to it."""
+        assert self.blurry is not None
+        sizes = self.num_classes, len(self._groups), self.disjoint_percent, self.blurry_percent
+        labels = self._data(True).labels
+        if self.blurry == "i-blurry":
+            split = i_blurry(labels, *sizes, self.seed)
+        else:
+            split = si_blurry(labels, *sizes, self.blurry, self.seed)
+        if empty := [t for t, index in enumerate(split.indices) if not len(index)]:
+            raise ValueError(
+                f"With `seed` {self.seed} no sample is dealt to experiences {empty}: choose another `seed`, fewer "
+                "experiences (`num_experiences`), or `blurry` 'fixed'."
+            )
+        occur = [torch.unique(labels[index]).tolist() for index in split.indices]
+        return split.indices, [home or others for home, others in zip(split.homes, occur, strict=True)]
+
+    @override
+    def shape(self) -> dict[str, Any]:
+        blurry = [self.blurry, self.disjoint_percent, self.blurry_percent] if self.blurry else None
+        cut = {"class_order": self._order_of_classes, "relabel": self._new_label, "shots": self.shots, "blurry": blurry}
+        return {**super().shape(), **cut}
+
+    def _data(self, train: bool) -> Samples:
+        if train not in self._loaded:
+            loaded = self.load(train)
+            data = loaded if isinstance(loaded, Samples) else TensorData(*loaded)
+            check_samples(data, self.num_classes, self.input_shape, train)
+            self._loaded[train] = data if self._new_label is None else data.relabelled(self._new_label)
+        return self._loaded[train]
+
+
+class SourceStream(ClassStream):
+    """A stream that cuts a :class:`~lightning_cl.sources.base.Source` by class.
+
+    Args:
+        source: The data set.
+        num_experiences: Length of the stream; ``None`` is the usual one of the data set, or follows from ``increment``.
+        class_order: Permutation of the classes, or the seed of one (1993 is the field's); ``None`` is numeric.
+        mean: Mean that is subtracted from pixels in ``[0, 1]``: one, or one per channel; ``None`` is the data set's.
+        std: Standard deviation that is divided by, likewise.
+        **kwargs: As for :class:`ClassStream`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        num_experiences: int | None = None,
+        class_order: int | Sequence[int] | None = None,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            source.num_classes,
+            source.input_shape,
+            num_experiences,
+            class_order,
+            mean=source.mean if mean is None else mean,
+            std=source.std if std is None else std,
+            **kwargs,
+        )
+        self.source = source
+
+    @override
+    def prepare_data(self) -> None:
+        self.source.prepare()
+
+    @override
+    def load(self, train: bool) -> Samples:
+        return self.source.read(train)
+
+
+class DomainStream(StreamDataModule):
+    """A stream in which each experience shows the same classes in another domain.
+
+    A concrete stream implements :meth:`domain`.
+
+    Args:
+        source: The data set.
+        num_experiences: Number of domains.
+        input_shape: Shape of one sample; ``None`` is the data set's own.
+        mean: Mean that is subtracted from pixels in ``[0, 1]``: one, or one per channel; ``None`` is the data set's.
+        std: Standard deviation that is divided by, likewise.
+        **kwargs: As for :class:`StreamDataModule`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        num_experiences: int,
+        input_shape: tuple[int, ...] | None = None,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if num_experiences < 1:
+            raise ValueError(f"`num_experiences` must be 1 or more, got {num_experiences}.")
+        super().__init__(
+            [range(source.num_classes)] * num_experiences,
+            source.num_classes,
+            source.input_shape if input_shape is None else input_shape,
+            mean=source.mean if mean is None else mean,
+            std=source.std if std is None else std,
+            **kwargs,
+        )
+        self.source = source
+        self._loaded: dict[bool, Samples] = {}
+
+    @abstractmethod
+    def domain(self, experience: int, data: Samples, train: bool) -> Samples:
+        """Return the training or test samples ``data`` as they look in one experience."""
+
+    @override
+    def prepare_data(self) -> None:
+        self.source.prepare()
+
+    @override
+    def dataset(self, experience: int, train: bool) -> Samples:
+        if train not in self._loaded:
+            data = self.source.read(train)
+            check_samples(data, self.num_classes, self.source.input_shape, train)
+            self._loaded[train] = data
+        return self.domain(experience, self._loaded[train], train)
+
+
+class OwnStream(ClassStream):
+    """Somebody's own samples, cut by class, by domain or by lists of indices.
+
+    By class every argument of :class:`ClassStream` applies. By domain or list an experience has whatever labels occur
+    in it.
+
+    Args:
+        train: The training samples.
+        test: The test samples; ``None`` cuts ``test_fraction`` off the training samples, of each class.
+        num_experiences: Length of the stream, by class.
+        domains: The domain of each training sample ``(N,)``, any integers: one experience per domain, ascending.
+        test_domains: The domain of each test sample; where test samples are cut off, they bring their own.
+        lists: The training samples of each experience, as indices.
+        test_lists: The test samples of each experience, likewise.
+        test_fraction: Part of each class that is for testing, if there are no test samples, in ``(0, 1)``.
+        num_classes: Number of classes; ``None`` is the largest label and one.
+        **kwargs: As for :class:`ClassStream`.
+
+    Raises:
+        ValueError: If an argument is out of range or does not go with another; the message names it.
+    """
+
+    def __init__(
+        self,
+        train: Samples,
+        test: Samples | None = None,
+        num_experiences: int | None = None,
+        *,
+        domains: Tensor | None = None,
+        test_domains: Tensor | None = None,
+        lists: Sequence[Sequence[int]] | None = None,
+        test_lists: Sequence[Sequence[int]] | None = None,
+        test_fraction: float = 0.2,
+        num_classes: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if domains is not None and lists is not None:
+            raise ValueError("`domains` and `lists` both cut the stream: leave one out.")
+        by_class = domains is None and lists is None
+        cut = [*ONLY_BY_CLASS.intersection(kwargs), *["num_experiences"] * (num_experiences is not None)]
+        if not by_class and cut:
+            raise ValueError(f"`{cut[0]}` cuts by class: it cannot go with `domains` or `lists`.")
+        if test is None:
+            if lists is not None:
+                raise ValueError("`lists` go with test samples of their own: give those and `test_lists`.")
+            kept, held_out = cut_off(train.labels, test_fraction)
+            train, test = train.subset(kept), train.subset(held_out)
+            if domains is not None:
+                domains, test_domains = domains[kept], domains[held_out]
+        if num_classes is None:
+            num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+        shape = tuple(train[0][0].shape)
+        super().__init__(num_classes, shape, num_experiences if by_class else 1, **kwargs)
+        self._samples = {True: train, False: test}
+        self._lists: dict[bool, list[Tensor]] | None = None
+        if domains is not None:
+            self._cut_by(*_lists_of_domains(domains, test_domains, len(train), len(test)))
+        elif lists is not None:
+            self._cut_by([*map(torch.as_tensor, lists)], [*map(torch.as_tensor, test_lists or ())])
+
+    def _cut_by(self, train: list[Tensor], test: list[Tensor]) -> None:
+        if len(train) != len(test):
+            raise ValueError(f"`lists` and `test_lists` must be of one length, got {len(train)} and {len(test)}.")
+        check_lists(train, len(self._samples[True]))
+        for index in test:  # these may have samples in common
+            check_lists([index], len(self._samples[False]), "test_lists")
+        labels = self._samples[True].labels
+        self._lists = {True: train, False: test}
+        self._set_groups([torch.unique(labels[index]).tolist() for index in train])
+
+    @override
+    def load(self, train: bool) -> Samples:
+        return self._samples[train]
+
+    @override
+    def dataset(self, experience: int, train: bool) -> Samples:
+        if self._lists is None:
+            return super().dataset(experience, train)
+        return self._data(train).subset(self._lists[train][experience])
+
+
+ONLY_BY_CLASS = {"class_order", "base_classes", "increment", "convention", "relabel", "shots", "blurry"}
+
+
+def cut_off(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Cut a part of each class off for testing, evenly spread over its samples in the order they come in.
+
+    Args:
+        labels: ``(N,)``.
+        fraction: Part that is cut off, in ``(0, 1)``.
+
+    Returns:
+        Indices of the samples that are kept, and of those that are cut off, ascending.
+
+    Raises:
+        ValueError: If ``fraction`` is out of range.
+
+    Example:
+        >>> cut_off(torch.tensor([7, 7, 8, 7, 8, 7]), 0.5)
+        (tensor([1, 4, 5]), tensor([0, 2, 3]))
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`test_fraction` must be in (0, 1), got {fraction}.")
+    order = labels.argsort(stable=True)
+    _, counts = torch.unique(labels, return_counts=True)
+    starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    rank = torch.arange(len(labels)) - starts  # the how manieth of its class each sample is, by class
+    chosen = ((rank + 1) * fraction + 0.5).floor() > (rank * fraction + 0.5).floor()
+    return order[~chosen].sort().values, order[chosen].sort().values
+
+
+def _lists_of_domains(
+    domains: Tensor, test_domains: Tensor | None, count: int, test_count: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Index lists of each domain among the training and among the test samples."""
+    if test_domains is None:
+        raise ValueError("`test_domains` must be given with `domains` where there are test samples of their own.")
+    for name, found, expected in (("domains", domains, count), ("test_domains", test_domains, test_count)):
+        if len(found) != expected:
+            raise ValueError(f"`{name}` must hold one number per sample, {expected}, got {len(found)}.")
+    here, there = torch.unique(domains).tolist(), torch.unique(test_domains).tolist()
+    if here != there:
+        raise ValueError(f"`domains` and `test_domains` must be the same domains, got {here} and {there}.")
+    return by_domain(domains), by_domain(test_domains)
+
+
+def check_samples(data: Samples, num_classes: int, input_shape: tuple[int, ...], train: bool) -> None:
+    """Look whether samples are what a stream says of them.
+
+    Raises:
+        ValueError: If shapes or labels are others, or a class has no training sample.
+    """
+    if isinstance(data, TensorData) and (found := tuple(data.inputs.shape[1:])) != tuple(input_shape):
+        raise ValueError(f"`input_shape` is {tuple(input_shape)}, and the samples are of shape {found}.")
+    labels, classes = set(torch.unique(data.labels).tolist()), set(range(num_classes))
+    if out := sorted(labels - classes):
+        raise ValueError(f"Labels must be in [0, {num_classes}) (`num_classes`), got {out}.")
+    if train and (empty := sorted(classes - labels)):
+        raise ValueError(f"`num_classes` is {num_classes}, and there is no training sample of {empty}.")

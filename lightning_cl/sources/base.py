@@ -1,0 +1,101 @@
+"""A source: one labelled image data set, where it lies and how it is read."""
+
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+from lightning_cl.samples import Samples
+
+
+class Source(ABC):
+    """A data set with a training and a test part, from files in their published layout.
+
+    A concrete source states the class attributes and implements :meth:`missing` and :meth:`load`, and, if it can be
+    downloaded, :meth:`fetch`.
+
+    Args:
+        root: Folder of the data.
+        download: Download missing files.
+    """
+
+    name: ClassVar[str]
+    """The data set's name in messages."""
+    num_classes: int
+    """Labels are in ``[0, num_classes)``."""
+    input_shape: tuple[int, ...]
+    """Shape of one sample, ``(C, H, W)``."""
+    mean: tuple[float, ...]
+    """Mean of the training images in ``[0, 1]``, per channel."""
+    std: tuple[float, ...]
+    """Their standard deviation."""
+    remedy: ClassVar[str]
+    """Where the files come from, as a sentence that ends the message when they are missing."""
+
+    def __init__(self, root: str = "data", download: bool = True) -> None:
+        self.root = Path(root).expanduser()  # as torchvision does
+        self.download = download
+
+    @abstractmethod
+    def missing(self) -> list[str]:
+        """The files (paths or patterns) that were looked for and are not there; empty if the data set is complete."""
+
+    @abstractmethod
+    def load(self, train: bool) -> Samples:
+        """Read the training or the test part.
+
+        Raises:
+            ValueError: If a file is damaged or not of the published layout.
+        """
+
+    def fetch(self, folder: Path) -> None:
+        """Download everything into ``folder``, laid out as in ``root``."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Make sure that the files are there: download them if need be.
+
+        A download lands beside the data and is moved into place file by file when it is whole.
+
+        Raises:
+            FileNotFoundError: If files are missing and cannot be had; says what, where, why and how to get them.
+        """
+        if not (missing := self.missing()):
+            return
+        if not self.download:
+            raise self._error(missing, "`download` is off")
+        if type(self).fetch is Source.fetch:
+            raise self._error(missing, "it cannot be downloaded automatically")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.root, prefix=".download-") as folder:
+                self.fetch(Path(folder))
+                move_into(Path(folder), self.root)
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise self._error(missing, f"the download failed ({type(error).__name__}: {reason})") from error
+        if missing := self.missing():
+            raise self._error(missing, "the download did not bring them")
+
+    def read(self, train: bool) -> Samples:
+        """:meth:`load` after :meth:`prepare`, for whoever did not prepare."""
+        self.prepare()
+        return self.load(train)
+
+    def _error(self, missing: list[str], why: str) -> FileNotFoundError:
+        looked = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        return FileNotFoundError(
+            f"{self.name} is missing: looked for {looked} in `root` {str(self.root)!r}, and {why}. {self.remedy}"
+        )
+
+
+def move_into(folder: Path, root: Path) -> None:
+    """Move every file under ``folder`` to the same place under ``root``; each arrives at once and whole."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            target = root / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,67 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from lightning_cl.datamodules import DatasetStream
+from lightning_cl.datamodules.dataset_stream import targets_of
+
+
+class Labelled(Dataset[Any]):
+    """As those of torchvision: pairs, with the labels in an attribute."""
+
+    def __init__(self, attribute: str) -> None:
+        setattr(self, attribute, [k % 4 for k in range(24)])
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return Image.fromarray(np.full((2, 2, 3), index, np.uint8)), index % 4
+
+
+class Columns:
+    """As those of Hugging Face: dicts, with columns that are read at once."""
+
+    column_names = ("image", "label")
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, key: Any) -> Any:
+        if key == "label":
+            return [k % 4 for k in range(24)]
+        return {"image": Image.fromarray(np.full((2, 2, 3), key, np.uint8)), "label": key % 4}
+
+
+@pytest.mark.parametrize("data", [Labelled("targets"), Labelled("labels"), Columns()])
+def test_data_sets_of_others(data: Any) -> None:
+    stream = DatasetStream(data, data, num_experiences=2, batch_size=5, eval_batch_size=100)
+    assert stream.classes == [(0, 1), (2, 3)]
+    assert (stream.num_classes, stream.input_shape) == (4, (3, 2, 2))
+    ((x, y),) = stream.test_dataloader().loaders[1]
+    assert (x.dtype, x.shape) == (torch.uint8, (12, 3, 2, 2))
+    assert x[:, 0, 0, 0].tolist() == [k for k in range(24) if k % 4 > 1]
+    assert y.tolist() == [2, 3] * 6
+    assert sum(len(labels) for _, labels in stream.train_dataloader()) == 12
+
+
+def test_transform_and_labels_of_the_user() -> None:
+    stream = DatasetStream(
+        Columns(),
+        num_experiences=2,
+        targets=torch.arange(24) % 6,
+        transform=lambda image: torch.tensor([float(image.getpixel((0, 0))[0])]),
+    )
+    assert (stream.num_classes, stream.input_shape) == (6, (1,))
+    assert [int(stream.part(0, "train")[k][0]) % 6 for k in range(3)] == [0, 1, 2]
+
+
+def test_labels_are_found_inside() -> None:
+    parts = ConcatDataset([Subset(Labelled("targets"), [3, 1]), TensorDataset(torch.zeros(2), torch.tensor([8, 9]))])
+    assert targets_of(parts).tolist() == [3, 1, 8, 9]
+    with pytest.raises(ValueError, match="`test_targets` must be given: Anything has no column 'label'"):
+        DatasetStream(Labelled("targets"), type("Anything", (list,), {})([1]), num_experiences=2)

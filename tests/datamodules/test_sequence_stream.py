@@ -1,0 +1,77 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_cl import fit_stream
+from lightning_cl.datamodules import SequenceStream, from_scenario
+from tests.helpers.contracts import LIGHTNINGS_OWN_WARNINGS, Net, samples, seeded, trainer
+
+pytestmark = LIGHTNINGS_OWN_WARNINGS
+
+
+class TaskSet:
+    """What Continuum gives: triples of image, label, task."""
+
+    def __init__(self, task: int, train: bool) -> None:
+        x, y = samples(train)
+        chosen = y // 2 == task
+        self.x, self.y, self.task = x[chosen].float() / 255, y[chosen], task
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: int) -> tuple[Any, int, int]:
+        return self.x[index], int(self.y[index]), self.task
+
+    def get_classes(self) -> Any:
+        return self.y.unique().numpy()
+
+
+class Scenario(list[TaskSet]):
+    nb_classes = 4
+
+
+def continuum() -> SequenceStream:
+    train, test = (Scenario([TaskSet(task, train) for task in (0, 1)]) for train in (True, False))
+    return from_scenario(train, test, batch_size=8, seed=0)
+
+
+def avalanche(test_sets: int = 2) -> SequenceStream:
+    def experience(task: int, train: bool) -> Any:
+        data = TaskSet(task, train)
+        return SimpleNamespace(dataset=data, classes_in_this_experience={int(y) for y in data.y})
+
+    train, test = ([experience(task, train) for task in (0, 1)] for train in (True, False))
+    benchmark = SimpleNamespace(train_stream=train, test_stream=test[:test_sets], n_classes=4)
+    return from_scenario(benchmark, batch_size=8, seed=0)
+
+
+@pytest.mark.parametrize("make", [continuum, avalanche])
+def test_streams_of_others_are_taken_as_they_are(make: Any) -> None:
+    stream = make()
+    assert (stream.classes, stream.num_classes, stream.input_shape) == ([(0, 1), (2, 3)], 4, (1, 8, 8))
+    result = fit_stream(trainer(max_epochs=1), seeded(Net), stream)
+    assert result.accuracy_matrix.shape == (2, 2)
+    x, y = next(iter(stream.test_dataloader().loaders[1]))
+    assert torch.equal(x, TaskSet(1, False).x)
+    assert torch.equal(y, TaskSet(1, False).y)
+
+
+def test_one_test_set_for_all_is_measured_once() -> None:
+    stream = avalanche(test_sets=1)
+    count = len(stream.part(0, "test"))
+    result = fit_stream(trainer(max_epochs=1), seeded(Net), stream)
+    assert torch.equal(result.accuracy_matrix[1, 0], result.accuracy_matrix[1, 1])
+    assert list(stream.evaluated) == [0]
+    assert [e.num_test for e in stream.experiences] == [count, count]
+
+
+def test_anything_else_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"`scenario` must be a Continuum scenario .* got a int\."):
+        from_scenario(3)
+    with pytest.raises(ValueError, match="`test` must be the test scenario"):
+        from_scenario(Scenario())
+    with pytest.raises(ValueError, match="`test` must hold 1 data set, or one for each of 2, got 3"):
+        SequenceStream([[0], [0]], [[0]] * 3, [[0], [1]])

@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_cl.samples import TensorData
+from lightning_cl.sources import SOURCES, make_source
+from lightning_cl.sources.base import Source
+
+
+class Two(Source):
+    """Two files, one of them in a folder."""
+
+    name, num_classes, input_shape, mean, std = "Two Files", 2, (1,), (0.0,), (1.0,)
+    remedy = "Ask for them."
+    files = ("one.bin", "inner/two.bin")
+    fails_after: int | None = None
+
+    def missing(self) -> list[str]:
+        return [name for name in self.files if not (self.root / name).is_file()]
+
+    def load(self, train: bool) -> TensorData:
+        return TensorData(torch.zeros(2, 1), torch.tensor([0, 1]))
+
+    def fetch(self, folder: Path) -> None:
+        for k, name in enumerate(self.files):
+            if k == self.fails_after:
+                raise ConnectionError("the line went dead\nand more")
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("new")
+
+
+class Manual(Two):
+    fetch = Source.fetch
+
+
+def test_a_download_is_moved_into_place(tmp_path: Path) -> None:
+    source = Two(str(tmp_path / "data"))
+    source.prepare()
+    assert sorted(path.name for path in (tmp_path / "data").rglob("*")) == ["inner", "one.bin", "two.bin"]
+    assert len(source.read(train=True)) == 2
+
+
+def test_what_is_there_is_not_downloaded_again(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    for name in Two.files:
+        (tmp_path / name).write_text("old")
+    Two(str(tmp_path)).prepare()
+    assert (tmp_path / "one.bin").read_text() == "old"
+
+
+def test_a_download_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "one.bin").write_text("old")
+    source = Two(str(tmp_path))
+    source.fails_after = 1
+    with pytest.raises(FileNotFoundError) as error:
+        source.prepare()
+    assert str(error.value) == (
+        f"Two Files is missing: looked for inner/two.bin in `root` {str(tmp_path)!r}, and the download failed "
+        "(ConnectionError: the line went dead). Ask for them."
+    )
+    assert [path.name for path in tmp_path.rglob("*")] == ["one.bin"]
+    assert (tmp_path / "one.bin").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("cls", "download", "why"),
+    [(Two, False, "`download` is off"), (Manual, True, "it cannot be downloaded automatically")],
+)
+def test_why_files_are_missing_is_said(cls: type[Source], download: bool, why: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"looked for one\.bin, inner/two\.bin in `root` .*, and {why}\. Ask"):
+        cls(str(tmp_path), download).prepare()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_download_without_the_files_is_named(tmp_path: Path) -> None:
+    source = Two(str(tmp_path))
+    source.fails_after = -1
+    source.files = ("one.bin",)
+    Two.fetch(source, tmp_path)
+    source.files = ("one.bin", "three.bin")
+    source.fetch = lambda folder: None  # type: ignore[method-assign]
+    with pytest.raises(FileNotFoundError, match=r"looked for three\.bin .* and the download did not bring them"):
+        source.prepare()
+
+
+def test_every_source_is_found_by_name(tmp_path: Path) -> None:
+    for name in SOURCES:
+        source = make_source(name, str(tmp_path), download=False)
+        assert source.num_classes >= 2
+        assert len(source.input_shape) == 3
+        assert {len(source.mean), len(source.std)} <= {1, source.input_shape[0]}
+    with pytest.raises(ValueError, match="`data_set`: there is no data set 'cifar'. Did you mean"):
+        make_source("cifar")

@@ -1,0 +1,300 @@
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_cl.blurry import i_blurry, si_blurry
+from lightning_cl.revisit import PowerLaw, Revisit, Uniform
+from lightning_cl.samples import Samples, TensorData
+from lightning_cl.scenarios import ClassStream, DomainStream, OwnStream, cut_off
+from lightning_cl.sources.base import Source
+
+
+class Ten(ClassStream):
+    """Ten classes; sample ``k`` is ``k``, of the class ``k % 10``: 400 to train, 50 to test."""
+
+    def __init__(self, num_experiences: int | None = None, **kwargs: Any) -> None:
+        super().__init__(10, (1,), num_experiences, **kwargs)
+
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        count = 400 if train else 50
+        return torch.arange(count).view(-1, 1) + (0 if train else 1000), torch.arange(count) % 10
+
+
+def ids(data: Any) -> list[int]:
+    return [int(x) for x in data.batch(torch.arange(len(data)))[0][:, 0]]
+
+
+def seen(stream: Any) -> list[int]:
+    """What training is given, in order."""
+    return [int(x) for batch in stream.train_dataloader() for x in batch[0][:, 0]]
+
+
+# -- which classes come when ------------------------------------------------------------------------------------------
+
+
+def test_seed_1993_gives_the_classes_of_the_convention() -> None:
+    pycil = Ten(5, class_order=1993)
+    mammoth = Ten(5, class_order=1993, convention="mammoth")
+    assert pycil.classes == [(4, 2), (7, 6), (0, 3), (5, 8), (9, 1)]
+    order = [4, 2, 7, 6, 0, 3, 5, 8, 9, 1]
+    assert [set(group) for group in mammoth.classes] == [
+        {c for c in range(10) if order[c] // 2 == t} for t in range(5)
+    ]
+    for stream in (pycil, mammoth):
+        assert [{k % 10 for k in ids(stream.part(t, "train"))} for t in range(5)] == [set(g) for g in stream.classes]
+
+
+@pytest.mark.parametrize("convention", ["pycil", "mammoth"])
+def test_relabelled_classes_are_numbered_by_appearance(convention: Any) -> None:
+    plain = Ten(class_order=1993, base_classes=4, increment=3, convention=convention)
+    stream = Ten(class_order=1993, base_classes=4, increment=3, convention=convention, relabel=True)
+    assert stream.classes == [(0, 1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    for t in range(3):
+        for name in ("train", "test"):
+            assert ids(stream.part(t, name)) == ids(plain.part(t, name))
+        new, old = stream.part(t, "train").labels, plain.part(t, "train").labels
+        assert {(int(a), int(b)) for a, b in zip(new, old, strict=True)} == {
+            *zip(stream.classes[t], plain.classes[t], strict=True)
+        }
+
+
+def test_sizes_of_each_form() -> None:
+    assert [len(group) for group in Ten(4, convention="facil").classes] == [3, 3, 2, 2]
+    assert [len(group) for group in Ten(base_classes=5, increment=2).classes] == [5, 2, 2, 1]
+    assert [len(group) for group in Ten(increment=5).classes] == [5, 5]
+
+
+def test_usual_length_is_that_of_the_class() -> None:
+    class Usual(Ten):
+        standard_length = 2
+
+    assert (len(Usual()), len(Usual(5)), len(Usual(increment=1))) == (2, 5, 10)
+
+
+def test_few_shot_sessions() -> None:
+    stream = Ten(base_classes=4, increment=3, shots=5, seed=1)
+    assert [e.num_train for e in stream.experiences] == [160, 15, 15]
+    assert [e.num_test for e in stream.experiences] == [20, 15, 15]
+    assert stream.part(1, "train").labels.bincount().tolist() == [0] * 4 + [5] * 3
+    assert ids(stream.part(1, "train")) == ids(Ten(base_classes=4, increment=3, shots=5, seed=1).part(1, "train"))
+    assert ids(stream.part(1, "train")) != ids(Ten(base_classes=4, increment=3, shots=5, seed=2).part(1, "train"))
+
+
+# -- blurry -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["stochastic", "fixed", "i-blurry"])
+def test_blurry_experiences_have_the_samples_of_the_split(form: Any) -> None:
+    stream = Ten(3, convention="facil", blurry=form, disjoint_percent=50, blurry_percent=20, seed=1)
+    labels = torch.arange(400) % 10
+    fresh = form == "i-blurry"
+    split = i_blurry(labels, 10, 3, 50, 20, 1) if fresh else si_blurry(labels, 10, 3, 50, 20, form, 1)
+    for t, (index, home) in enumerate(zip(split.indices, split.homes, strict=True)):
+        assert sorted(ids(stream.part(t, "train"))) == sorted(index.tolist())
+        assert set(stream.classes[t]) == {k % 10 for k in index.tolist()}
+        assert {k % 10 for k in ids(stream.part(t, "test"))} == set(home)
+    tested = [k for t in range(3) for k in ids(stream.part(t, "test"))]
+    assert sorted(tested) == [k for k in range(1000, 1050) if k % 10 in {c for home in split.homes for c in home}]
+    assert any(set(a) & set(b) for a, b in zip(stream.classes, stream.classes[1:], strict=False))
+    stream.current = 2
+    assert set(stream.seen_classes) == {c for home in split.homes for c in home}
+
+
+def test_blurry_experience_without_a_class_of_its_own_is_tested_on_what_occurs() -> None:
+    splits = [si_blurry(torch.arange(400) % 10, 10, 5, 50, 20, "stochastic", seed) for seed in range(20)]
+    full = {seed: split for seed, split in enumerate(splits) if all(map(len, split.indices))}
+    seed, split = next((seed, split) for seed, split in full.items() if not all(split.homes))
+    without = split.homes.index([])
+    stream = Ten(5, blurry="stochastic", blurry_percent=20, seed=seed)
+    assert {k % 10 for k in ids(stream.part(without, "test"))} == {int(k) % 10 for k in split.indices[without]}
+
+
+def test_blurry_experience_without_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"With `seed` \d+ no sample is dealt to experiences \[.*choose another `seed`"):
+        for seed in range(20):
+            _ = Ten(10, blurry="stochastic", blurry_percent=0, seed=seed).classes
+
+
+# -- online, revisiting, limited --------------------------------------------------------------------------------------
+
+
+def test_without_boundaries_the_experiences_come_in_one() -> None:
+    stream = Ten(5, boundaries=False, batch_size=7, seed=2)
+    assert (len(stream), stream.classes) == (1, [tuple(range(10))])
+    order = seen(stream)
+    assert sorted(order) == list(range(400))
+    assert [k % 10 // 2 for k in order] == sorted(k % 10 // 2 for k in order)  # one experience after the other
+    assert order[:80] != sorted(order[:80])
+    assert [e.num_test for e in stream.experiences] == [50]
+    assert order == seen(Ten(5, boundaries=False, batch_size=7, seed=2)) != seen(Ten(5, boundaries=False, seed=3))
+    batches = list(stream.train_dataloader())
+    assert len(batches) == 58
+    assert any(len({int(k) % 10 // 2 for k in x[:, 0]}) == 2 for x, _ in batches)  # across a boundary
+
+
+def test_without_boundaries_validation_is_held_out() -> None:
+    stream = Ten(5, boundaries=False, val_fraction=0.25)
+    val = [int(x) for batch in stream.val_dataloader() for x in batch[0][:, 0]]
+    assert len(val) == 100
+    assert sorted(val + seen(stream)) == list(range(400))
+
+
+def test_revisited_samples_are_those_of_the_schedule() -> None:
+    class Some(Revisit):
+        def counts(self, sizes: Any) -> list[int]:
+            return [3 * (k + 1) for k in range(len(sizes))]
+
+    stream = Ten(5, revisit=Some(), seed=1)
+    stream.current = 2
+    order = seen(stream)
+    assert torch.tensor([k % 10 // 2 for k in order]).bincount().tolist() == [3, 6, 9]
+    assert len(set(order)) == 18
+    assert order == seen(_at(Ten(5, revisit=Some(), seed=1), 2)) != seen(_at(Ten(5, revisit=Some(), seed=2), 2))
+    assert [e.num_train for e in stream.experiences] == [80] * 5
+
+
+def test_more_than_there_is_cannot_be_revisited() -> None:
+    class TooMany(Revisit):
+        def counts(self, sizes: Any) -> list[int]:
+            return [81 if len(sizes) == 4 and k == 1 else 1 for k in range(len(sizes))]
+
+    with pytest.raises(ValueError, match="81"):
+        Ten(5, revisit=TooMany()).setup("fit")
+    Ten(5, revisit=PowerLaw()).setup("fit")
+
+
+def test_power_law_shows_less_of_what_is_older() -> None:
+    stream = _at(Ten(5, revisit=PowerLaw()), 4)
+    counts = torch.tensor([k % 10 // 2 for k in seen(stream)]).bincount()
+    assert (counts.diff() > 0).all()
+
+
+def _at(stream: Any, current: int) -> Any:
+    stream.current = current
+    return stream
+
+
+def test_limited_experiences_are_chosen_by_the_seed() -> None:
+    stream = Ten(5, samples_per_experience=20, val_fraction=0.25, seed=1)
+    assert [(e.num_train, e.num_val) for e in stream.experiences] == [(15, 5)] * 5
+    train, val = set(ids(stream.part(0, "train"))), set(ids(stream.part(0, "val")))
+    assert not train & val
+    whole = Ten(5, samples_per_experience=20, seed=1)
+    assert train | val == set(ids(whole.part(0, "train")))
+    assert train | val != set(ids(Ten(5, samples_per_experience=20, seed=2).part(0, "train")))
+
+
+# -- somebody's own ---------------------------------------------------------------------------------------------------
+
+
+def own(**kwargs: Any) -> OwnStream:
+    train = TensorData(torch.arange(60).view(-1, 1), torch.arange(60) % 6)
+    return OwnStream(train, **{"test": TensorData(torch.arange(100, 112).view(-1, 1), torch.arange(12) % 6), **kwargs})
+
+
+def test_own_samples_by_class() -> None:
+    stream = own(num_experiences=3, class_order=[5, 4, 3, 2, 1, 0])
+    assert stream.classes == [(5, 4), (3, 2), (1, 0)]
+    assert (stream.num_classes, stream.input_shape) == (6, (1,))
+    assert ids(stream.part(0, "test")) == [104, 105, 110, 111]
+
+
+def test_own_samples_by_domain() -> None:
+    stream = own(domains=torch.arange(60) // 20, test_domains=torch.arange(12) % 3)
+    assert [ids(stream.part(t, "train")) for t in range(3)] == [[*range(20 * t, 20 * t + 20)] for t in range(3)]
+    assert ids(stream.part(1, "test")) == [101, 104, 107, 110]
+    assert stream.classes[0] == tuple(range(6))
+
+
+def test_own_samples_by_list() -> None:
+    stream = own(lists=[[3, 1], [0, 6]], test_lists=[[2], [0, 1]])
+    assert [ids(stream.part(t, "train")) for t in (0, 1)] == [[3, 1], [0, 6]]
+    assert [ids(stream.part(t, "test")) for t in (0, 1)] == [[102], [100, 101]]
+    assert stream.classes == [(1, 3), (0,)]
+
+
+def test_test_samples_are_cut_off_each_class() -> None:
+    stream = own(test=None, num_experiences=3, test_fraction=0.3)
+    assert [(e.num_train, e.num_test) for e in stream.experiences] == [(14, 6)] * 3
+    domains = own(test=None, domains=torch.arange(60) // 30, test_fraction=0.5)
+    assert [(e.num_train, e.num_test) for e in domains.experiences] == [(15, 15)] * 2 or sum(
+        e.num_test for e in domains.experiences
+    ) == 30
+    kept, held_out = cut_off(torch.arange(60) % 6, 0.3)
+    assert sorted([*kept.tolist(), *held_out.tolist()]) == list(range(60))
+    assert (torch.arange(60) % 6)[held_out].bincount().tolist() == [3] * 6
+
+
+# -- one data set in several domains ----------------------------------------------------------------------------------
+
+
+class Few(Source):
+    name, num_classes, input_shape, mean, std, remedy = "Few", 2, (1, 2, 2), (0.5,), (0.25,), ""
+
+    def missing(self) -> list[str]:
+        return []
+
+    def load(self, train: bool) -> TensorData:
+        return TensorData(torch.arange(16, dtype=torch.uint8).view(4, 1, 2, 2), torch.tensor([0, 1, 0, 1]))
+
+
+class Shifted(DomainStream):
+    def domain(self, experience: int, data: Samples, train: bool) -> Samples:
+        assert isinstance(data, TensorData)
+        return TensorData(data.inputs + 100 * experience, data.targets)
+
+
+def test_domains_show_all_classes_and_are_normalised_as_the_data_set() -> None:
+    stream = Shifted(Few(), 2)
+    assert stream.classes == [(0, 1), (0, 1)]
+    assert ids_of_images(stream.part(1, "train")) == [100, 104, 108, 112]
+    (x,) = stream.transform_batch([torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)])
+    torch.testing.assert_close(x, torch.full((1, 1, 2, 2), (1 - 0.5) / 0.25))
+    assert Shifted(Few(), 2, mean=[0.0], std=[1.0]).transform_batch([x])[0] is x
+
+
+def ids_of_images(data: Any) -> list[int]:
+    return [int(sample[0][0, 0, 0]) for sample in data]
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Ten(12), "`num_experiences` must divide the 10 classes"),
+        (lambda: Ten(5, increment=2), "`num_experiences`"),
+        (lambda: Ten(increment=11), "`increment`"),
+        (lambda: Ten(5, class_order=[0] * 10), "`class_order` must be a permutation of 0 to 9"),
+        (lambda: Ten(5, shots=0), "`shots` must be 1 or more, got 0"),
+        (lambda: Ten(5, shots=41).part(1, "train"), "`shots`"),
+        (lambda: Ten(5, blurry="much"), "`blurry` must be 'stochastic', 'fixed' or 'i-blurry', got 'much'"),
+        (lambda: Ten(5, disjoint_percent=101), "`disjoint_percent` must be in [0, 100], got 101"),
+        (lambda: Ten(5, blurry="fixed", class_order=1993), "it cannot go with `class_order`, got 1993"),
+        (lambda: Ten(5, blurry="fixed", task_labels=True), "it cannot go with `task_labels`"),
+        (lambda: Ten(5, boundaries=False, task_labels=True), "`boundaries=False` is a stream of one experience: it"),
+        (lambda: Ten(5, boundaries=False, cumulative=True), "cannot go with `cumulative`"),
+        (lambda: Ten(5, revisit=Uniform(), cumulative=True), "`revisit` and `cumulative` both say"),
+        (lambda: Ten(5, samples_per_experience=0), "`samples_per_experience` must be 1 or more, got 0"),
+        (lambda: Ten(5, samples_per_experience=81).experiences, "`samples_per_experience` must be 80 or less in"),
+        (lambda: own(domains=torch.zeros(60), lists=[[0]]), "`domains` and `lists` both cut the stream"),
+        (lambda: own(domains=torch.zeros(60), num_experiences=2), "`num_experiences` cuts by class"),
+        (lambda: own(domains=torch.zeros(60), class_order=1993), "`class_order` cuts by class"),
+        (lambda: own(domains=torch.zeros(60)), "`test_domains` must be given with `domains`"),
+        (lambda: own(domains=torch.zeros(59), test_domains=torch.zeros(12)), "`domains` must hold one number per"),
+        (lambda: own(domains=torch.zeros(60), test_domains=torch.ones(12)), "must be the same domains, got [0.0]"),
+        (lambda: own(lists=[[0]], test_lists=[[0], [1]]), "`lists` and `test_lists` must be of one length, got 1 and 2"),
+        (lambda: own(lists=[[0, 60]], test_lists=[[0]]), "`lists` must hold indices in [0, 60)"),
+        (lambda: own(lists=[[0]], test_lists=[[12]]), "`test_lists` must hold indices in [0, 12)"),
+        (lambda: own(lists=[[0]], test=None), "`lists` go with test samples of their own"),
+        (lambda: own(test=None, num_experiences=3, test_fraction=1.0), "`test_fraction` must be in (0, 1), got 1.0"),
+        (lambda: Shifted(Few(), 0), "`num_experiences` must be 1 or more, got 0"),
+    ],
+)
+def test_bad_arguments_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()

@@ -1,0 +1,111 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_cl.corruptions import CORRUPTIONS, cotta_order
+from lightning_cl.samples import TensorData
+from lightning_cl.segments import CorruptedFiles, SegmentStream
+from tests.helpers.fakes._corrupted import write_arrays
+
+
+class Segments(SegmentStream):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(2, (1,), **kwargs)
+
+    def dataset(self, experience: int, train: bool) -> TensorData:
+        return TensorData(torch.full((4, 1), experience), torch.tensor([0, 1, 0, 1]))
+
+
+class Files(CorruptedFiles):
+    test_only = "nothing to train on"
+
+    def __init__(self, root: Path, **kwargs: Any) -> None:
+        super().__init__(str(root), "CIFAR-10-C", 10, **kwargs)
+
+
+def test_standard_schedule_is_one_segment_for_each_corruption() -> None:
+    stream = Segments()
+    assert [stream.name_of(i) for i in range(len(stream))] == [f"{name}, severity 5" for name in CORRUPTIONS]
+    assert len(stream.test_dataloader().loaders) == 15
+    assert [int(x[0, 0]) for x, _ in stream.test_dataloader()] == list(range(15))
+
+
+def test_gradual_schedule_is_in_the_state_that_a_resume_must_agree_with() -> None:
+    stream = Segments(schedule="gradual", corruptions=3)
+    assert len(stream) == 131
+    assert stream.segments[5:14] == [(cotta_order(3)[1], s) for s in (1, 2, 3, 4, 5, 4, 3, 2, 1)]
+    assert stream.shape() != Segments(schedule="gradual", corruptions=4).shape()
+
+
+def test_files_give_the_rows_of_each_severity(tmp_path: Path) -> None:
+    """A pixel of the fake tells the corruption, the severity and the number of the image."""
+    write_arrays(tmp_path, "CIFAR-10-C", 10)
+    for severity in (1, 4, 5):
+        stream = Files(tmp_path, severity=severity, eval_batch_size=8)
+        stream.prepare_data()
+        for number, loader in enumerate(stream.test_dataloader().loaders):
+            x, y = (torch.cat(columns) for columns in zip(*loader, strict=True))
+            assert (x.shape, x.dtype) == ((20, 3, 32, 32), torch.uint8)
+            assert x[:, 0].unique().tolist() == [number]
+            assert x[:, 1].unique().tolist() == [severity]
+            assert x[:, 2, 0, 0].tolist() == list(range(20))
+            assert y.tolist() == [*range(10)] * 2
+            assert len(loader) == 3
+
+
+def test_batches_of_a_segment_are_as_many_as_published(tmp_path: Path) -> None:
+    class Published(Files):
+        def dataset(self, experience: int, train: bool) -> TensorData:
+            return TensorData(torch.empty(50000, 1), torch.zeros(50000), torch.arange(10000))
+
+    assert len(Published(tmp_path, eval_batch_size=200).test_dataloader()) == 15 * 50
+
+
+def test_folder_itself_is_a_root_too(tmp_path: Path) -> None:
+    write_arrays(tmp_path, "CIFAR-10-C", 10)
+    assert len(Files(tmp_path / "CIFAR-10-C").part(0, "test")) == 20
+
+
+def test_there_is_nothing_to_train_on(tmp_path: Path) -> None:
+    write_arrays(tmp_path, "CIFAR-10-C", 10)
+    stream = Files(tmp_path)
+    assert [(e.num_train, e.num_test) for e in stream.experiences] == [(0, 20)] * 15
+    with pytest.raises(ValueError, match="^nothing to train on$"):
+        stream.setup("fit")
+    stream.setup("test")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"schedule": "sudden"}, "`schedule` must be 'standard' or 'gradual', got 'sudden'"),
+        ({"severity": 6}, "severity"),
+        ({"corruptions": []}, "`corruptions` must name at least one corruption"),
+        ({"corruptions": ["fogg"]}, "fog"),
+        ({"corruptions": 10}, "0 to 9, got 10"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Segments(**arguments)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    write_arrays(tmp_path, "CIFAR-10-C", 10)
+    path = tmp_path / "CIFAR-10-C" / "fog.npy"
+    whole = path.read_bytes()
+    stream = Files(tmp_path, corruptions=["fog"])
+    for content, message in ((whole[:-1], "fog.npy' is damaged or not downloaded whole"), (b"", "fog.npy' is damaged")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            stream.part(0, "test")
+    np.save(path, np.zeros((100, 32, 32), np.uint8))
+    with pytest.raises(ValueError, match=r"fog.npy' should hold uint8 \(5 N, 32, 32, 3\) with as many labels"):
+        stream.part(0, "test")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"CIFAR-10-C is missing: looked for fog\.npy in `root` .* from Zenodo"):
+        stream.part(0, "test")
