@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 from lightning_cl._lazy import lazy
 
 if TYPE_CHECKING:
+    from lightning_cl.callbacks.monitors.flops import FlopsMeter as FlopsMeter
     from lightning_cl.callbacks.regularization.ewc import EWC as EWC
     from lightning_cl.callbacks.replay.replay import Replay as Replay
 
-__getattr__, __dir__ = lazy(__name__, {"EWC": "regularization.ewc", "Replay": "replay.replay"})
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "EWC": "regularization.ewc",
+        "FlopsMeter": "monitors.flops",
+        "Replay": "replay.replay",
+    },
+)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from lightning_cl._lazy import lazy
 
 if TYPE_CHECKING:
-    from lightning_cl.datamodules.cifar100_c import CIFAR100C as CIFAR100C
     from lightning_cl.datamodules.cifar10_c import CIFAR10C as CIFAR10C
+    from lightning_cl.datamodules.cifar100_c import CIFAR100C as CIFAR100C
     from lightning_cl.datamodules.clear import CLEAR as CLEAR
     from lightning_cl.datamodules.core50 import CORe50 as CORe50
     from lightning_cl.datamodules.corrupted_images import CorruptedImages as CorruptedImages
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_cl.datamodules.image_folder_stream import ImageFolderStream as ImageFolderStream
     from lightning_cl.datamodules.imagenet_c import ImageNetC as ImageNetC
     from lightning_cl.datamodules.mnist360 import MNIST360 as MNIST360
+    from lightning_cl.datamodules.nevis import NevisStream as NevisStream
     from lightning_cl.datamodules.permuted_mnist import PermutedMNIST as PermutedMNIST
     from lightning_cl.datamodules.rotated_mnist import RotatedMNIST as RotatedMNIST
     from lightning_cl.datamodules.sequence_stream import SequenceStream as SequenceStream
@@ -49,6 +50,7 @@ __getattr__, __dir__ = lazy(
         "ImageFolderStream": "image_folder_stream",
         "ImageNetC": "imagenet_c",
         "MNIST360": "mnist360",
+        "NevisStream": "nevis",
         "PermutedMNIST": "permuted_mnist",
         "RotatedMNIST": "rotated_mnist",
         "SequenceStream": "sequence_stream",

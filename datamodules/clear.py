@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from typing_extensions import override
-
 from lightning_cl.listed import ListedStream
 from lightning_cl.sources import clear
 
@@ -56,8 +54,3 @@ class CLEAR(ListedStream):
     ) -> None:
         source = clear.CLEAR(root, data_set, protocol, split_seed, buckets, image_size)
         super().__init__(source, source.num_experiences, **kwargs)
-        self._cut = {"data_set": data_set, "protocol": protocol, "split_seed": split_seed, "buckets": source.buckets}
-
-    @override
-    def shape(self) -> dict[str, Any]:
-        return {**super().shape(), **self._cut}

@@ -50,12 +50,7 @@ class CORe50(ListedStream):
     ) -> None:
         source = core50.CORe50(root, scenario, run, labels, size)
         super().__init__(source, core50.BATCHES[scenario], **kwargs)
-        self._cut = {"scenario": scenario, "run": run, "labels": labels}
 
     @override
     def test_of(self, experience: int) -> int:
         return 0
-
-    @override
-    def shape(self) -> dict[str, Any]:
-        return {**super().shape(), **self._cut}

@@ -90,7 +90,7 @@ class CorruptedImages(SegmentStream):
 
     @override
     def shape(self) -> dict[str, Any]:
-        return {**super().shape(), "data_set": self.source.name, "corruption_seed": self.corruption_seed}
+        return {**super().shape(), **self.source.shape(), "corruption_seed": self.corruption_seed}
 
 
 class _Corrupted(TensorData):

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from typing_extensions import override
-
 from lightning_cl.listed import ListedStream
 from lightning_cl.sources import domainnet
 
@@ -50,8 +48,3 @@ class DomainNet(ListedStream):
         **kwargs: Any,
     ) -> None:
         super().__init__(domainnet.DomainNet(root, domains, split, num_classes, image_size), len(domains), **kwargs)
-        self._cut = {"domains": list(domains), "split": split}
-
-    @override
-    def shape(self) -> dict[str, Any]:
-        return {**super().shape(), **self._cut}

@@ -63,11 +63,10 @@ class IBlurry(ListedStream):
         cut = (data_set, length, disjoint_percent, blurry_percent, split_seed)
         super().__init__(i_blurry.IBlurry(root, lists, *cut), length, **kwargs)
         self.listed_order = listed_order
-        self._cut = cut
 
     @override
     def shape(self) -> dict[str, Any]:
-        return {**super().shape(), "lists": list(self._cut), "listed_order": self.listed_order}
+        return {**super().shape(), "listed_order": self.listed_order}
 
     @override
     def _order(self, count: int, seed: int) -> Tensor:

@@ -56,7 +56,6 @@ class MNIST360(StreamDataModule):
         source = make_source(data_set, root, download)
         super().__init__([range(NUM_DIGITS)], NUM_DIGITS, source.input_shape, batch_size=batch_size, **kwargs)
         self.source = source
-        self.data_set = data_set
         self._turned: dict[bool, TensorData] = {}
 
     @override
@@ -79,7 +78,7 @@ class MNIST360(StreamDataModule):
 
     @override
     def shape(self) -> dict[str, Any]:
-        return {**super().shape(), "data_set": self.data_set}
+        return {**super().shape(), **self.source.shape()}
 
 
 def turning_pairs(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,6 @@ import re
 import warnings
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +18,7 @@ from lightning_cl.scenarios import check_samples
 from lightning_cl.sources import SOURCES, make_source
 from lightning_cl.sources.base import Source
 from lightning_cl.sources.image_folder import ImageFolder
-from lightning_cl.stream import Experience, StreamDataModule
+from lightning_cl.stream import StreamDataModule
 
 
 class NevisStream(StreamDataModule):
@@ -136,15 +134,13 @@ class NevisStream(StreamDataModule):
     def test_of(self, experience: int) -> int:
         return self.data_sets.index(self.data_sets[experience])
 
-    @cached_property
     @override
-    def experiences(self) -> list[Experience]:
-        found = super().experiences
-        return [replace(e, task_label=self.test_of(e.index)) for e in found] if self.task_labels else found
+    def task_of(self, experience: int) -> int:
+        return self.test_of(experience)
 
     @override
     def _part_of_group(self, group: int, name: str) -> Samples:
-        return super()._part_of_group(self.test_of(group), name)  # validated on and labelled as the first time
+        return super()._part_of_group(self.test_of(group), name)  # validated on as the first time
 
     @override
     def name_of(self, experience: int) -> str:

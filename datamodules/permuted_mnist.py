@@ -67,7 +67,7 @@ class PermutedMNIST(DomainStream):
         super().__init__(source, num_experiences, shape, **kwargs)
         self.permutations = drawn
         self.padding = padding
-        self._drawn_by = [data_set, convention, permute_first, permutation_seed]
+        self._drawn_by = [convention, permute_first, permutation_seed]
 
     @override
     def domain(self, experience: int, data: Samples, train: bool) -> Samples:

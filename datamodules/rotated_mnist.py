@@ -69,7 +69,6 @@ class RotatedMNIST(DomainStream):
         super().__init__(make_source(data_set, root, download), num_experiences, **kwargs)
         self.angles = drawn if angles is None else [float(angle) for angle in angles]
         self.convention = convention
-        self.data_set = data_set
 
     @override
     def domain(self, experience: int, data: Samples, train: bool) -> Samples:
@@ -80,4 +79,4 @@ class RotatedMNIST(DomainStream):
 
     @override
     def shape(self) -> dict[str, Any]:
-        return {**super().shape(), "rotations": [self.data_set, self.convention, self.angles]}
+        return {**super().shape(), "rotations": [self.convention, self.angles]}

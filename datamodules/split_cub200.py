@@ -2,8 +2,6 @@
 
 from typing import Any, Literal
 
-from typing_extensions import override
-
 from lightning_cl.scenarios import SourceStream
 from lightning_cl.sources.cub200 import CUB200
 
@@ -43,8 +41,3 @@ class SplitCUB200(SourceStream):
         **kwargs: Any,
     ) -> None:
         super().__init__(CUB200(root, download, split, image_size), num_experiences, **kwargs)
-        self.split = split
-
-    @override
-    def shape(self) -> dict[str, Any]:
-        return {**super().shape(), "split": self.split}

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from typing_extensions import override
-
 from lightning_cl.scenarios import SourceStream
 from lightning_cl.sources.imagenet import ImageNet
 
@@ -48,8 +46,3 @@ class SplitImageNet100(SourceStream):
     ) -> None:
         source = ImageNet(root, subset=subset, image_size=image_size)
         super().__init__(source, num_experiences, **kwargs)
-        self.subset = source.wnids or subset
-
-    @override
-    def shape(self) -> dict[str, Any]:
-        return {**super().shape(), "subset": self.subset}

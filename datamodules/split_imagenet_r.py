@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from typing_extensions import override
-
 from lightning_cl.scenarios import SourceStream
 from lightning_cl.sources.imagenet_r import ImageNetR, Split
 
@@ -42,8 +40,3 @@ class SplitImageNetR(SourceStream):
         **kwargs: Any,
     ) -> None:
         super().__init__(ImageNetR(root, download, split, image_size), num_experiences, **kwargs)
-        self.split = split
-
-    @override
-    def shape(self) -> dict[str, Any]:
-        return {**super().shape(), "split": self.split}

@@ -233,6 +233,11 @@ def _exchanged(own: Sequence[Tensor], percent: int, form: str, generator: Genera
 
 
 def read_names(path: Path) -> list[str]:
+    """Return the names of the files in one list of naver-ai/i-Blurry, in its order.
+
+    Raises:
+        ValueError: If it is no such list.
+    """
     try:
         records = json.loads(path.read_text())
         return [record["file_name"] if "file_name" in record else record["filepath"] for record in records]

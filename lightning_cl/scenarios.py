@@ -12,7 +12,16 @@ from typing_extensions import override
 from lightning_cl.blurry import i_blurry, si_blurry
 from lightning_cl.samples import Samples, TensorData
 from lightning_cl.sources.base import Source
-from lightning_cl.splits import Convention, by_domain, check_lists, class_groups, few_shot, group_sizes, label_map
+from lightning_cl.splits import (
+    Convention,
+    by_domain,
+    check_lists,
+    class_groups,
+    cut_off,
+    few_shot,
+    group_sizes,
+    label_map,
+)
 from lightning_cl.splits import class_order as make_order
 from lightning_cl.stream import StreamDataModule
 from lightning_cl.utilities import derive_seed
@@ -203,6 +212,10 @@ class SourceStream(ClassStream):
     def load(self, train: bool) -> Samples:
         return self.source.read(train)
 
+    @override
+    def shape(self) -> dict[str, Any]:
+        return {**super().shape(), **self.source.shape()}
+
 
 class DomainStream(StreamDataModule):
     """A stream in which each experience shows the same classes in another domain.
@@ -256,6 +269,10 @@ class DomainStream(StreamDataModule):
             check_samples(data, self.num_classes, self.source.input_shape, train)
             self._loaded[train] = data
         return self.domain(experience, self._loaded[train], train)
+
+    @override
+    def shape(self) -> dict[str, Any]:
+        return {**super().shape(), **self.source.shape()}
 
 
 class OwnStream(ClassStream):
@@ -340,33 +357,6 @@ class OwnStream(ClassStream):
 
 
 ONLY_BY_CLASS = {"class_order", "base_classes", "increment", "convention", "relabel", "shots", "blurry"}
-
-
-def cut_off(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Cut a part of each class off for testing, evenly spread over its samples in the order they come in.
-
-    Args:
-        labels: ``(N,)``.
-        fraction: Part that is cut off, in ``(0, 1)``.
-
-    Returns:
-        Indices of the samples that are kept, and of those that are cut off, ascending.
-
-    Raises:
-        ValueError: If ``fraction`` is out of range.
-
-    Example:
-        >>> cut_off(torch.tensor([7, 7, 8, 7, 8, 7]), 0.5)
-        (tensor([1, 4, 5]), tensor([0, 2, 3]))
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"`test_fraction` must be in (0, 1), got {fraction}.")
-    order = labels.argsort(stable=True)
-    _, counts = torch.unique(labels, return_counts=True)
-    starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    rank = torch.arange(len(labels)) - starts  # the how manieth of its class each sample is, by class
-    chosen = ((rank + 1) * fraction + 0.5).floor() > (rank * fraction + 0.5).floor()
-    return order[~chosen].sort().values, order[chosen].sort().values
 
 
 def _lists_of_domains(

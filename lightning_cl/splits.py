@@ -148,6 +148,33 @@ def few_shot(labels: Tensor, shots: int, seed: int) -> Tensor:
     return torch.cat([samples[:shots] for samples in torch.split(order, counts.tolist())]).sort().values
 
 
+def cut_off(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Cut a part of each class off for testing, evenly spread over its samples in the order they come in.
+
+    Args:
+        labels: ``(N,)``.
+        fraction: Part that is cut off, in ``(0, 1)``.
+
+    Returns:
+        Indices of the samples that are kept, and of those that are cut off, ascending.
+
+    Raises:
+        ValueError: If ``fraction`` is out of range.
+
+    Example:
+        >>> cut_off(torch.tensor([7, 7, 8, 7, 8, 7]), 0.5)
+        (tensor([1, 4, 5]), tensor([0, 2, 3]))
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`test_fraction` must be in (0, 1), got {fraction}.")
+    order = labels.argsort(stable=True)
+    _, counts = torch.unique(labels, return_counts=True)
+    starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    rank = torch.arange(len(labels)) - starts  # the how manieth of its class each sample is, by class
+    chosen = ((rank + 1) * fraction + 0.5).floor() > (rank * fraction + 0.5).floor()
+    return order[~chosen].sort().values, order[chosen].sort().values
+
+
 def by_domain(domains: Tensor) -> list[Tensor]:
     """Return the samples of each domain: one index list per id, ids and indices in ascending order.
 

@@ -223,7 +223,7 @@ class StreamDataModule(LightningDataModule):
             Experience(
                 index=i,
                 classes=group,
-                task_label=i if self.task_labels else None,
+                task_label=self.task_of(i) if self.task_labels else None,
                 num_train=0 if self.test_only else len(self.part(i, "train")),
                 num_val=0 if self.test_only else len(self.part(i, "val")),
                 num_test=len(self.part(i, "test")),
@@ -250,6 +250,10 @@ class StreamDataModule(LightningDataModule):
         """The first experience that is tested on the same samples: they are measured once for all that share them."""
         return experience
 
+    def task_of(self, experience: int) -> int:
+        """The task label of an experience."""
+        return experience
+
     def _part_of_group(self, group: int, name: str) -> Samples:
         if (group, name) not in self._parts:
             self._parts[group, name] = self._cut_part(group, name)
@@ -265,7 +269,7 @@ class StreamDataModule(LightningDataModule):
         if not len(data) and name != "val":
             which = self.groups[group]
             raise ValueError(f"Experience {group} has no {name} sample: leave {which} out of `classes`.")
-        return data.with_task(group) if self.task_labels else data
+        return data.with_task(self.task_of(group)) if self.task_labels else data
 
     def _chosen(self, group: int, count: int) -> Tensor:
         """The training and validation samples of a group among its ``count``; those for validation come first."""

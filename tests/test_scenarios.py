@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_cl.blurry import i_blurry, si_blurry
 from lightning_cl.revisit import PowerLaw, Revisit, Uniform
 from lightning_cl.samples import Samples, TensorData
-from lightning_cl.scenarios import ClassStream, DomainStream, OwnStream, cut_off
+from lightning_cl.scenarios import ClassStream, DomainStream, OwnStream
 from lightning_cl.sources.base import Source
 
 
@@ -40,9 +40,7 @@ def test_seed_1993_gives_the_classes_of_the_convention() -> None:
     mammoth = Ten(5, class_order=1993, convention="mammoth")
     assert pycil.classes == [(4, 2), (7, 6), (0, 3), (5, 8), (9, 1)]
     order = [4, 2, 7, 6, 0, 3, 5, 8, 9, 1]
-    assert [set(group) for group in mammoth.classes] == [
-        {c for c in range(10) if order[c] // 2 == t} for t in range(5)
-    ]
+    assert [set(group) for group in mammoth.classes] == [{c for c in range(10) if order[c] // 2 == t} for t in range(5)]
     for stream in (pycil, mammoth):
         assert [{k % 10 for k in ids(stream.part(t, "train"))} for t in range(5)] == [set(g) for g in stream.classes]
 
@@ -113,9 +111,9 @@ def test_blurry_experience_without_a_class_of_its_own_is_tested_on_what_occurs()
 
 
 def test_blurry_experience_without_samples_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"With `seed` \d+ no sample is dealt to experiences \[.*choose another `seed`"):
-        for seed in range(20):
-            _ = Ten(10, blurry="stochastic", blurry_percent=0, seed=seed).classes
+    stream = Ten(10, blurry="stochastic", blurry_percent=0, seed=0)
+    with pytest.raises(ValueError, match=r"With `seed` 0 no sample is dealt to experiences \[.*choose another `seed`"):
+        _ = stream.classes
 
 
 # -- online, revisiting, limited --------------------------------------------------------------------------------------
@@ -220,12 +218,8 @@ def test_test_samples_are_cut_off_each_class() -> None:
     stream = own(test=None, num_experiences=3, test_fraction=0.3)
     assert [(e.num_train, e.num_test) for e in stream.experiences] == [(14, 6)] * 3
     domains = own(test=None, domains=torch.arange(60) // 30, test_fraction=0.5)
-    assert [(e.num_train, e.num_test) for e in domains.experiences] == [(15, 15)] * 2 or sum(
-        e.num_test for e in domains.experiences
-    ) == 30
-    kept, held_out = cut_off(torch.arange(60) % 6, 0.3)
-    assert sorted([*kept.tolist(), *held_out.tolist()]) == list(range(60))
-    assert (torch.arange(60) % 6)[held_out].bincount().tolist() == [3] * 6
+    assert sum(e.num_test for e in domains.experiences) == 30
+    assert [ids(domains.part(t, "test"))[0] // 30 for t in (0, 1)] == [0, 1]
 
 
 # -- one data set in several domains ----------------------------------------------------------------------------------
@@ -287,7 +281,7 @@ def ids_of_images(data: Any) -> list[int]:
         (lambda: own(domains=torch.zeros(60)), "`test_domains` must be given with `domains`"),
         (lambda: own(domains=torch.zeros(59), test_domains=torch.zeros(12)), "`domains` must hold one number per"),
         (lambda: own(domains=torch.zeros(60), test_domains=torch.ones(12)), "must be the same domains, got [0.0]"),
-        (lambda: own(lists=[[0]], test_lists=[[0], [1]]), "`lists` and `test_lists` must be of one length, got 1 and 2"),
+        (lambda: own(lists=[[0]], test_lists=[[0], [1]]), "`test_lists` must be of one length, got 1 and 2"),
         (lambda: own(lists=[[0, 60]], test_lists=[[0]]), "`lists` must hold indices in [0, 60)"),
         (lambda: own(lists=[[0]], test_lists=[[12]]), "`test_lists` must hold indices in [0, 12)"),
         (lambda: own(lists=[[0]], test=None), "`lists` go with test samples of their own"),

@@ -74,7 +74,7 @@ def test_there_is_nothing_to_train_on(tmp_path: Path) -> None:
     write_arrays(tmp_path, "CIFAR-10-C", 10)
     stream = Files(tmp_path)
     assert [(e.num_train, e.num_test) for e in stream.experiences] == [(0, 20)] * 15
-    with pytest.raises(ValueError, match="^nothing to train on$"):
+    with pytest.raises(ValueError, match=r"^nothing to train on$"):
         stream.setup("fit")
     stream.setup("test")
 

@@ -10,6 +10,7 @@ from lightning_cl.splits import (
     check_lists,
     class_groups,
     class_order,
+    cut_off,
     few_shot,
     group_sizes,
     label_map,
@@ -197,3 +198,21 @@ def test_lists_must_be_disjoint_parts(lists: list[Any], message: str) -> None:
     check_lists([torch.tensor([2, 0]), [3]], count=4)
     with pytest.raises(ValueError, match=f"`lists` must (hold|have) {message}"):
         check_lists(lists, count=4)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.9])
+def test_what_is_cut_off_is_a_part_of_each_class_and_spread_over_it(fraction: float) -> None:
+    labels = torch.randint(6, (300,), generator=torch.Generator().manual_seed(0))
+    kept, held_out = cut_off(labels, fraction)
+    assert sorted([*kept.tolist(), *held_out.tolist()]) == list(range(300))
+    for c in range(6):
+        mine = (labels == c).nonzero().flatten()
+        place = torch.isin(mine, held_out).nonzero().flatten()
+        assert abs(len(place) - fraction * len(mine)) <= 0.5
+        assert (place.diff() - 1 / fraction).abs().max() < 1  # as even as whole numbers allow
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5])
+def test_fraction_that_is_cut_off_is_a_part(fraction: float) -> None:
+    with pytest.raises(ValueError, match=rf"`test_fraction` must be in \(0, 1\), got {fraction}"):
+        cut_off(torch.zeros(3), fraction)

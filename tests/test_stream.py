@@ -1,4 +1,3 @@
-import os
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, Precision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_cl.loader import ChainLoader, StreamLoader, sharded_batches, shuffled_batches
+from lightning_cl.loader import ChainLoader, StreamLoader, shuffled_batches
 from lightning_cl.samples import MapData, TensorData
 from lightning_cl.scenarios import ClassStream
 from lightning_cl.stream import StreamBatch, StreamDataModule
@@ -473,8 +472,11 @@ def test_augmentation_is_for_training_only_and_before_normalisation() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_experiences": 2}, "`num_experiences` must divide the 5 classes: one of [1, 5], got 2. Or set `convention` to 'facil', which makes "
-            "the first ones larger by one."),
+        (
+            {"num_experiences": 2},
+            "`num_experiences` must divide the 5 classes: one of [1, 5], got 2. Or set `convention` to 'facil', which "
+            "makes the first ones larger by one.",
+        ),
         ({"num_experiences": 0}, "`num_experiences` must divide the 5 classes: one of [1, 5], got 0."),
         ({"class_order": [0, 1, 2, 3, 3]}, "`class_order` must be a permutation of 0 to 4, got [0, 1, 2, 3, 3]."),
         ({"class_order": [1, 2, 3, 4]}, "`class_order` must be a permutation of 0 to 4, got [1, 2, 3, 4]."),

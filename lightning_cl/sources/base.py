@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lightning_cl.samples import Samples
 
@@ -33,6 +33,8 @@ class Source(ABC):
     """Their standard deviation."""
     remedy: ClassVar[str]
     """Where the files come from, as a sentence that ends the message when they are missing."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """The attributes that say which form of the data set it is: a checkpoint must agree with them."""
 
     def __init__(self, root: str = "data", download: bool = True) -> None:
         self.root = Path(root).expanduser()  # as torchvision does
@@ -53,6 +55,10 @@ class Source(ABC):
     def fetch(self, folder: Path) -> None:
         """Download everything into ``folder``, laid out as in ``root``."""
         raise NotImplementedError
+
+    def shape(self) -> dict[str, Any]:
+        """What the data set is, in plain values: part of what a checkpoint must agree with."""
+        return {"data_set": self.name, **{option: getattr(self, option) for option in self.options}}
 
     def prepare(self) -> None:
         """Make sure that the files are there: download them if need be.

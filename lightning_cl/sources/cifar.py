@@ -81,6 +81,7 @@ class CIFAR100(CIFARSource):
     """
 
     name = "CIFAR-100"
+    options = ("labels",)
     mean = (0.5071, 0.4867, 0.4408)
     std = (0.2675, 0.2565, 0.2761)
     folder = "cifar-100-python"

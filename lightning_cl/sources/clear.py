@@ -34,6 +34,7 @@ class CLEAR(ListedSource):
     """
 
     name = "CLEAR"
+    options = ("folder", "protocol", "split_seed", "buckets")
     remedy = (
         "Get clear10-train.zip and clear10-test.zip, or those of clear100, by way of clear-benchmark.github.io and "
         "unpack them there."

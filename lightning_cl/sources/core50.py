@@ -30,6 +30,7 @@ class CORe50(ListedSource):
     """
 
     name = "CORe50"
+    options = ("scenario", "run", "labels")
     remedy = (
         "Get core50_128x128.zip or core50_32x32.zip, batches_filelists.zip and, for NICv2, batches_filelists_NICv2.zip "
         "from vlomonaco.github.io/core50 and unpack them there."

@@ -34,6 +34,7 @@ class CUB200(Source):
     """
 
     name = "CUB-200-2011"
+    options = ("split",)
     num_classes = 200
     mean = (0.4856, 0.4994, 0.4324)
     std = (0.2272, 0.2226, 0.2613)

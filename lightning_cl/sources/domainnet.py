@@ -30,6 +30,7 @@ class DomainNet(ListedSource):
     """
 
     name = "DomainNet"
+    options = ("domains", "split")
     remedy = (
         "Get the six archives (of clipart and painting the cleaned version) and the lists <domain>_train.txt and "
         "<domain>_test.txt from ai.bu.edu/M3SDA and unpack them there."

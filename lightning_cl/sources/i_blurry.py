@@ -46,6 +46,7 @@ class IBlurry(ListedSource):
     """
 
     name = "i-Blurry"
+    options = ("folder", "split")
     remedy = (
         "The images come as the scripts in the folder dataset of the code base naver-ai/i-Blurry lay them out, the "
         "lists from its folder collections."
@@ -72,7 +73,7 @@ class IBlurry(ListedSource):
         super().__init__(root, data_set, facts.image_size)
         self.num_classes, self.mean, self.std = facts.num_classes, facts.mean, facts.std
         apart = blurry_percent == 0 or disjoint_percent == 100  # the authors have one list for all that is not blurry
-        self._split = (num_experiences, *((100, 0) if apart else (disjoint_percent, blurry_percent)), split_seed)
+        self.split = (num_experiences, *((100, 0) if apart else (disjoint_percent, blurry_percent)), split_seed)
         self._given = self.root / "collections" if lists is None else Path(lists).expanduser()
 
     @override
@@ -103,7 +104,7 @@ class IBlurry(ListedSource):
         classes = expect_classes(self.place / "train", self.num_classes)
         paths, folders = scan(self.place / "train", classes)
         names = [Path(path).relative_to(self.place).as_posix() for path in paths]
-        parts = read_i_blurry(self._collection, self.folder, *self._split, files=names)
+        parts = read_i_blurry(self._collection, self.folder, *self.split, files=names)
         new = label_map(list(dict.fromkeys(folders[torch.cat(parts)].tolist())), "pycil")
         return parts, paths, torch.tensor(new)[folders], dict(zip(classes, new, strict=True))
 

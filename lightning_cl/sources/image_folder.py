@@ -15,8 +15,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.samples import ImageFiles, Samples, TensorData, center_crop, random_crop, read_image
-from lightning_cl.scenarios import cut_off
 from lightning_cl.sources.base import Source
+from lightning_cl.splits import cut_off
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Names of images end in these, in upper or lower case, as for torchvision."""
@@ -53,6 +53,8 @@ class ImageFolder(Source):
 
     def __init__(self, root: str, image_size: int = 224, test_fraction: float = 0.2) -> None:
         super().__init__(root)
+        if not 0 < test_fraction < 1:
+            raise ValueError(f"`test_fraction` must be in (0, 1), got {test_fraction}.")
         self.input_shape = image_shape(image_size)
         self.test_fraction = test_fraction
         self.prepare()  # only the folder knows the classes
@@ -248,6 +250,8 @@ def decode_all(paths: Sequence[str], size: int, cache: Path | None = None) -> Te
             pass
     if file is not None:
         _write_cache(file, images)
+        cached = _read_cache(file, images.shape)  # mapped: pages that are not used can leave memory
+        images = images if cached is None else cached
     return torch.from_numpy(images)
 
 

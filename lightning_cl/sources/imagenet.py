@@ -1,6 +1,7 @@
 """ImageNet (ILSVRC 2012), whole or one of the subsets of 100 classes."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,10 @@ class ImageNet(Source):
         self.wnids = None if subset is None or subset in SUBSETS else _read_wnids(Path(subset))
         self.num_classes = 1000 if subset is None else 100 if self.wnids is None else len(self.wnids)
         self.input_shape = image_shape(image_size)
+
+    @override
+    def shape(self) -> dict[str, Any]:
+        return {**super().shape(), "subset": self.wnids or self.subset}  # a file with the classes may move
 
     @override
     def missing(self) -> list[str]:

@@ -46,6 +46,7 @@ class ImageNetR(Source):
     """
 
     name = "ImageNet-R"
+    options = ("split",)
     num_classes = 200
     mean = (0.0, 0.0, 0.0)
     std = (1.0, 1.0, 1.0)

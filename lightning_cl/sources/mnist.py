@@ -120,6 +120,7 @@ class EMNIST(IDXSource):
     """
 
     name = folder = "EMNIST"
+    options = ("split",)
     mean = (0.1751,)
     std = (0.3332,)
     remedy = f"{_PLACES.format(folder)}; they are in the archive gzip.zip of NIST's page of the EMNIST data set."

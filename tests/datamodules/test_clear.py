@@ -21,8 +21,8 @@ def test_streaming_tests_on_what_the_next_experience_trains_on(tmp_path: Path) -
 
 def test_what_was_cut_is_in_the_shape(tmp_path: Path) -> None:
     shape = CLEAR(**clear.write(tmp_path), protocol="streaming").shape()
-    assert {name: shape[name] for name in ("data_set", "protocol", "split_seed", "buckets")} == {
-        "data_set": "clear10",
+    assert {name: shape[name] for name in ("folder", "protocol", "split_seed", "buckets")} == {
+        "folder": "clear10",
         "protocol": "streaming",
         "split_seed": None,
         "buckets": [1, 2],

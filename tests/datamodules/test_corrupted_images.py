@@ -52,7 +52,7 @@ def test_seed_of_the_corruptions_is_not_that_of_the_order() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="`data_set`: there is no data set 'digit'. Did you mean 'digits'"):
+    with pytest.raises(ValueError, match=r"`data_set`: there is no data set 'digit'\. Did you mean 'digits'"):
         CorruptedImages("digit")
     with pytest.raises(ValueError, match="`corruption_seed` must be 0 or more, got -1"):
         CorruptedImages("digits", corruption_seed=-1)

@@ -46,4 +46,4 @@ def test_data_sets(data_set: Any, num_classes: int, size: int, mean: float, std:
 
 def test_what_was_cut_is_in_the_shape(tmp_path: Path) -> None:
     shape = IBlurry(**i_blurry.write(tmp_path), listed_order=True).shape()
-    assert (shape["lists"], shape["listed_order"]) == (["cifar10", 2, 50, 10, 1], True)
+    assert (shape["folder"], shape["split"], shape["listed_order"]) == ("cifar10", (2, 50, 10, 1), True)

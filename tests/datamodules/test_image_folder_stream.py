@@ -28,5 +28,5 @@ def test_large_images_are_read_by_workers_and_cropped_for_training(tmp_path: Pat
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="looked for a folder in `root` '.*none', .*`root` must hold train"):
+    with pytest.raises(FileNotFoundError, match=r"looked for a folder in `root` '.*none', .*`root` must hold train"):
         ImageFolderStream(str(tmp_path / "none"), 2)

@@ -35,9 +35,11 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="ImageNet-C is missing: looked for fog/4 in `root`"):
         ImageNetC(**{**arguments, "corruptions": ["fog"], "severity": 4}).prepare_data()
     (tmp_path / "list.txt").write_text("n01443537/none.JPEG\n")
-    with pytest.raises(FileNotFoundError, match="1 images of `image_list` are not in .*, the first is 'n01443537/none"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 images of `image_list` are not in .*, the first is 'n01443537/none"
+    ):
         ImageNetC(**arguments, image_list=str(tmp_path / "list.txt")).part(1, "test")
-    with pytest.raises(FileNotFoundError, match="`image_list` .* is no file"):
+    with pytest.raises(FileNotFoundError, match=r"`image_list` .* is no file"):
         ImageNetC(**arguments, image_list=str(tmp_path / "none.txt")).part(1, "test")
     with pytest.raises(ValueError, match=r"ImageNet-C has test images only: .*pretrained true"):
         ImageNetC(**arguments).setup("fit")

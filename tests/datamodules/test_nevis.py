@@ -14,7 +14,7 @@ from lightning_cl import fit_stream
 from lightning_cl.datamodules.nevis import NevisStream, fit_images
 from lightning_cl.methods import Classifier
 from lightning_cl.nevis22 import CLASSES
-from lightning_cl.samples import ImageFiles
+from lightning_cl.samples import ImageFiles, TensorData
 from tests.helpers.contracts import LIGHTNINGS_OWN_WARNINGS
 from tests.helpers.fakes import nevis
 from tests.helpers.fakes._images import distinct_images
@@ -103,6 +103,13 @@ def test_large_images_in_files_are_cut_to_the_middle(channels: int, tmp_path: Pa
     assert (x.shape, x.dtype, int(y)) == ((channels, 20, 20), torch.uint8, 3)
     assert (x[..., 1:-1].int() - 200).abs().max() <= 2  # black begins right outside
     assert x.min() > 150
+
+
+def test_a_part_of_the_images_stays_a_part() -> None:
+    data = TensorData(torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1), torch.arange(5), torch.tensor([4, 2]))
+    x, y = fit_images(data, (3, 2, 2)).batch(torch.tensor([1, 0]))  # type: ignore[attr-defined]
+    assert torch.equal(x, torch.tensor([2, 4], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 2, 2))
+    assert y.tolist() == [2, 4]
 
 
 def test_pixels_are_normalised_to_minus_one_to_one() -> None:

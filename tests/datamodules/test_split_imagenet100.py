@@ -19,13 +19,13 @@ def test_ten_experiences_of_ten_classes(root: Path) -> None:
     assert stream.classes[0] == (68, 56, 78, 8, 23, 84, 90, 65, 74, 76)
     assert {(e.num_train, e.num_test) for e in stream.experiences} == {(40, 20)}
     part = stream.part(0, "test")
-    folders = {Path(part.paths[i]).parent.name for i in part.indices}
+    folders = {Path(path).parent.name for path in part.paths}
     assert folders == {f"n{label:08d}" for label in stream.classes[0]}
 
 
 def test_checkpoints_know_the_subset(root: Path) -> None:
     assert SplitImageNet100(str(root), subset="as_is", image_size=8).shape()["subset"] == "as_is"
-    assert SplitImageNet100().subset == "pycil"
+    assert SplitImageNet100().source.shape()["subset"] == "pycil"
 
 
 @pytest.mark.parametrize("subset", ["pycil", "podnet"])

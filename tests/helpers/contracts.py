@@ -30,14 +30,17 @@ class Case(NamedTuple):
         acts: Arguments with which it changes the second experience of the tiny stream.
         inert: Arguments with which it is fine-tuning; ``None`` is ``strength=0``.
         other: Arguments of a second instance beside the first.
+        watches: It measures and never changes training.
     """
 
     acts: Mapping[str, Any] = {}
     inert: Mapping[str, Any] | None = None
     other: Mapping[str, Any] = {"strength": 0.5}
+    watches: bool = False
 
 
 CALLBACKS = {
+    "FlopsMeter": Case(inert={}, other={"count_eval": True}, watches=True),
     "EWC": Case({"strength": 2.0}, other={"strength": 3.0, "mode": "separate"}),
     "Replay": Case({"capacity": 10}, {"capacity": 10, "batch_size": 0}, {"capacity": 6, "seed": 1}),
 }
@@ -45,8 +48,8 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "Classifier": {"num_classes": 4, "backbone": "mlp", "input_shape": (1, 8, 8), "backbone_args": {"hidden": (16,)}},
 }
 FAKES = Path(__file__).parent / "fakes"
-"""A module for each stream that needs something, of the stream's own name: `write(root)` makes tiny files in the published
-layout and returns the arguments of a stream on them."""
+"""A module for each stream that needs something, of the stream's own name: `write(root)` makes tiny files in the
+published layout and returns the arguments of a stream on them."""
 LIGHTNINGS_OWN_WARNINGS = [
     pytest.mark.filterwarnings(f"ignore:{text}")
     for text in (
@@ -81,6 +84,11 @@ def found(base: type) -> list[type]:
 CONTINUAL = found(ContinualCallback)
 STREAMS = found(StreamDataModule)
 MODELS = found(LightningModule)
+
+
+def watches(cls: type) -> bool:
+    """Whether a continual callback never changes training."""
+    return CALLBACKS.get(cls.__name__, Case()).watches
 
 
 def make(cls: type, role: Literal["acts", "inert", "other"] = "acts") -> Any:

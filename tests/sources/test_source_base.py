@@ -90,5 +90,5 @@ def test_every_source_is_found_by_name(tmp_path: Path) -> None:
         assert source.num_classes >= 2
         assert len(source.input_shape) == 3
         assert {len(source.mean), len(source.std)} <= {1, source.input_shape[0]}
-    with pytest.raises(ValueError, match="`data_set`: there is no data set 'cifar'. Did you mean"):
+    with pytest.raises(ValueError, match=r"`data_set`: there is no data set 'cifar'\. Did you mean"):
         make_source("cifar")

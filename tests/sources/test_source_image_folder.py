@@ -18,6 +18,7 @@ from lightning_cl.sources.image_folder import (
     read_list,
     scan,
 )
+from lightning_cl.utilities import isolated_rng
 from tests.helpers.fakes._files import colours, write_images
 
 
@@ -185,7 +186,11 @@ def test_crops_of_files(tmp_path: Path) -> None:
     x, y = files[0]
     assert (x.shape, x.dtype, y.item()) == ((3, 28, 28), torch.uint8, 5)
     assert colour_of(x[None]) == [(0, 0, 255)]
-    assert not torch.equal(files.for_training()[0][0], x)
+    with isolated_rng():
+        torch.manual_seed(0)
+        crops = [files.for_training()[0][0] for _ in range(20)]
+    assert {crop.shape for crop in crops} == {x.shape}
+    assert not all(torch.equal(crop, x) for crop in crops)
 
 
 # -- any folder --------------------------------------------------------------------------------------------------------

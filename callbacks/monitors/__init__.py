@@ -1,0 +1,1 @@
+"""Monitors: measure what a training costs and does, and change nothing about it."""
