@@ -37,6 +37,8 @@ from lightning_cl import Memory, RunLogger, fit_stream
 from lightning_cl.callbacks import EWC, Replay
 from lightning_cl.datamodules import SplitFashionMNIST
 from lightning_cl.methods import Classifier
+from lightning_cl.samples import TensorData
+from lightning_cl.sources.mnist import FashionMNIST
 
 ROOT = "/usr/share/datasets/fashion-mnist"
 RESULTS = Path(__file__).parent / "results"
@@ -50,8 +52,8 @@ MEAN, STD = 0.2860, 0.3530
 @cache
 def images_and_labels(root: str, train: bool, every: int) -> tuple[Tensor, Tensor]:
     """Every ``every``-th image of Fashion-MNIST ``(N, 1, 28, 28)``, uint8, and its label."""
-    images, labels = SplitFashionMNIST(root).load(train)
-    return images[::every].contiguous(), labels[::every].contiguous()
+    data = FashionMNIST(root).load(train)
+    return data.inputs[::every].contiguous(), data.targets[::every].contiguous()
 
 
 class HeldStream(SplitFashionMNIST):
@@ -62,8 +64,8 @@ class HeldStream(SplitFashionMNIST):
         self.every = every
 
     @override
-    def load(self, train: bool) -> tuple[Tensor, Tensor]:
-        return images_and_labels(self.root, train, self.every)
+    def load(self, train: bool) -> TensorData:
+        return TensorData(*images_and_labels(str(self.source.root), train, self.every))
 
 
 # -- one side: loops as one would write them by hand ------------------------------------------------------------------

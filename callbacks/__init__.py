@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lightning_cl._lazy import lazy
 
 if TYPE_CHECKING:
+    from lightning_cl.callbacks.monitors.anytime_accuracy import AnytimeAccuracy as AnytimeAccuracy
     from lightning_cl.callbacks.monitors.flops import FlopsMeter as FlopsMeter
     from lightning_cl.callbacks.regularization.ewc import EWC as EWC
     from lightning_cl.callbacks.replay.replay import Replay as Replay
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "AnytimeAccuracy": "monitors.anytime_accuracy",
         "EWC": "regularization.ewc",
         "FlopsMeter": "monitors.flops",
         "Replay": "replay.replay",

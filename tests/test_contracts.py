@@ -33,6 +33,7 @@ from tests.helpers.contracts import (
     learn,
     learn_plain,
     make,
+    needs_stream,
     same,
     samples,
     seeded,
@@ -46,6 +47,11 @@ pytestmark = LIGHTNINGS_OWN_WARNINGS
 
 BY_NAME = {"ids": lambda value: getattr(value, "__name__", None)}
 every_callback = pytest.mark.parametrize("cls", CONTINUAL, **BY_NAME)
+every_callback_in_every_loop = pytest.mark.parametrize(
+    ("how", "cls"),
+    [(how, cls) for how in (learn, learn_plain) for cls in CONTINUAL if how is learn or not needs_stream(cls)],
+    **BY_NAME,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +74,7 @@ def test_plugins_are_found() -> None:
 # -- callbacks ---------------------------------------------------------------------------------------------------------
 
 
-@every_callback
-@pytest.mark.parametrize("how", [learn, learn_plain], **BY_NAME)
+@every_callback_in_every_loop
 def test_switched_off_is_fine_tuning(cls: type, how: Any) -> None:
     weights, rng = fine_tuning(how)
     off = how([make(cls, "inert")])
@@ -77,8 +82,7 @@ def test_switched_off_is_fine_tuning(cls: type, how: Any) -> None:
     assert same(get_rng_state(), rng)
 
 
-@every_callback
-@pytest.mark.parametrize("how", [learn, learn_plain], **BY_NAME)
+@every_callback_in_every_loop
 def test_acts_on_any_module_and_loop(cls: type, how: Any) -> None:
     assert same(how([make(cls)]).weights, fine_tuning(how)[0]) == watches(cls)
 
@@ -150,15 +154,13 @@ def compiled(**kwargs: Any) -> Any:
     return torch.compile(Net(**kwargs), backend="eager")
 
 
-@every_callback
-@pytest.mark.parametrize("how", [learn, learn_plain], **BY_NAME)
+@every_callback_in_every_loop
 def test_compiled_module_learns_the_same(cls: type, how: Any) -> None:
     weights = [how([make(cls)], seeded(net, drop=0.0)).weights for net in (compiled, Net)]
     assert same(*weights)
 
 
-@every_callback
-@pytest.mark.parametrize("how", [learn, learn_plain], **BY_NAME)
+@every_callback_in_every_loop
 def test_two_instances_side_by_side(cls: type, how: Any) -> None:
     first, second, alone = make(cls), make(cls, "other"), make(cls)
     both = how([first, second])
@@ -383,7 +385,21 @@ def check_flops(found: dict[str, Any]) -> None:
     assert found["state"]["flops"]["train"] == 2 * 48 * (forward + backward)
 
 
-ONE_PROCESS = {"EWC": check_ewc, "Replay": check_replay, "FlopsMeter": check_flops}
+def check_anytime_accuracy(found: dict[str, Any]) -> None:
+    """The curve is that of one process with the joined batches."""
+    from lightning_cl.callbacks import AnytimeAccuracy
+
+    alone = AnytimeAccuracy(every_n_samples=8)
+    learn([alone], seeded(drop=0.0), TinyStream(), precision="64-true")
+    assert same(found["state"], alone.state_dict())
+
+
+ONE_PROCESS = {
+    "AnytimeAccuracy": check_anytime_accuracy,
+    "EWC": check_ewc,
+    "FlopsMeter": check_flops,
+    "Replay": check_replay,
+}
 
 
 def check_core(ranks: list[dict[str, Any]]) -> None:

@@ -27,5 +27,5 @@ def test_examples_of_every_folder_were_found() -> None:
     finder = doctest.DocTestFinder()
     found = {name: sum(len(test.examples) for test in finder.find(importlib.import_module(name))) for name in MODULES}
     assert sum(found.values()) > 50
-    for folder in ("callbacks.", "datamodules.", "methods.", "stream"):
+    for folder in ("callbacks.", "datamodules.", "methods.", "samples", "sources"):
         assert any(count for name, count in found.items() if name.startswith(f"lightning_cl.{folder}"))

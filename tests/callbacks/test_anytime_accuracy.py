@@ -102,6 +102,13 @@ def test_experiences_with_the_same_test_samples_are_measured_once() -> None:
     assert first > 0.5
 
 
+def test_nothing_is_right_before_a_class_has_come() -> None:
+    here = SimpleNamespace(global_rank=0, world_size=1, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    with torch.no_grad():
+        counts = AnytimeAccuracy()._count(here, seeded(), TinyStream(), 0)  # type: ignore[arg-type]
+    assert counts.tolist() == [0, 0]
+
+
 class Seen(Net):
     """Keeps the sizes of the batches that are tested in a fit; two samples are what `fit_stream` looks at first."""
 
@@ -135,12 +142,16 @@ def test_summary_is_of_the_curve() -> None:
 
 
 class NetWithNorm(Net):
-    """Running statistics, dropout, and a part that the user has put in eval mode."""
+    """Running statistics, a part that the user has put in eval mode, and a forward that always draws."""
 
     def __init__(self) -> None:
         super().__init__(drop=0.5)
         self.net.insert(2, nn.BatchNorm1d(12))
         self.net.insert(3, nn.BatchNorm1d(12).eval())
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.rand(1)
+        return super().forward(x)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         assert [m.training for m in self.modules() if isinstance(m, nn.BatchNorm1d)] == [True, False]
@@ -284,12 +295,11 @@ def test_scores_are_needed(output: Any, got: str) -> None:
 
 
 def test_a_stream_shorter_than_the_period_is_told() -> None:
-    with pytest.warns(UserWarning, match="set `every_n_samples` to less than the 96 training samples"):
+    with pytest.warns(UserWarning, match="`every_n_samples` must be 96 or less, the training samples"):
         learn([AnytimeAccuracy(97)])
 
 
-def test_two_heads_of_a_classifier_are_scored_alike() -> None:
-    """More scores than classes: those beyond are never predicted."""
+def test_scores_beyond_the_classes_are_never_predicted() -> None:
     monitor = AnytimeAccuracy(SHOWN)
     found = learn([monitor], seeded(Classifier, num_classes=9, backbone="mlp", input_shape=(1, 8, 8)))
     assert monitor.curve[0][2:] == found.result.accuracy_matrix[1].tolist()

@@ -31,17 +31,21 @@ class Case(NamedTuple):
         inert: Arguments with which it is fine-tuning; ``None`` is ``strength=0``.
         other: Arguments of a second instance beside the first.
         watches: It measures and never changes training.
+        needs_stream: It works in a stream only, not with ordinary data loaders.
     """
 
     acts: Mapping[str, Any] = {}
     inert: Mapping[str, Any] | None = None
     other: Mapping[str, Any] = {"strength": 0.5}
     watches: bool = False
+    needs_stream: bool = False
 
 
+EVERY_BATCH = {"every_n_samples": 8}
 CALLBACKS = {
-    "FlopsMeter": Case(inert={}, other={"count_eval": True}, watches=True),
+    "AnytimeAccuracy": Case(EVERY_BATCH, EVERY_BATCH, {"every_n_samples": 24}, watches=True, needs_stream=True),
     "EWC": Case({"strength": 2.0}, other={"strength": 3.0, "mode": "separate"}),
+    "FlopsMeter": Case(inert={}, other={"count_eval": True}, watches=True),
     "Replay": Case({"capacity": 10}, {"capacity": 10, "batch_size": 0}, {"capacity": 6, "seed": 1}),
 }
 METHODS: dict[str, Mapping[str, Any]] = {
@@ -89,6 +93,11 @@ MODELS = found(LightningModule)
 def watches(cls: type) -> bool:
     """Whether a continual callback never changes training."""
     return CALLBACKS.get(cls.__name__, Case()).watches
+
+
+def needs_stream(cls: type) -> bool:
+    """Whether a continual callback works in a stream only."""
+    return CALLBACKS.get(cls.__name__, Case()).needs_stream
 
 
 def make(cls: type, role: Literal["acts", "inert", "other"] = "acts") -> Any:
