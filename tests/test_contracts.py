@@ -17,8 +17,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_cl import ContinualCallback, Memory, RunLogger, fit_stream
+from lightning_cl import CheckpointError, ContinualCallback, Memory, RunLogger, fit_stream
+from lightning_cl.callbacks import Replay
 from lightning_cl.loader import shuffled_batches
+from lightning_cl.revisit import Uniform
 from lightning_cl.utilities import derive_seed, get_rng_state
 from tests.helpers.contracts import (
     CONTINUAL,
@@ -30,6 +32,7 @@ from tests.helpers.contracts import (
     Net,
     TinyStream,
     bad_arguments,
+    jitter,
     learn,
     learn_plain,
     make,
@@ -332,6 +335,36 @@ def test_missing_files_of_a_stream_are_named(cls: Any, make_stream: Any, tmp_pat
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
         make_stream(cls, root=str(tmp_path / "none"), **options).prepare_data()
     assert not list(tmp_path.iterdir())
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "blurry": {"blurry": "fixed", "blurry_percent": 50},
+    "few-shot": {"num_experiences": None, "base_classes": 2, "increment": 1, "shots": 9},
+    "limited": {"samples_per_experience": 20, "val_fraction": 0.1},
+    "online": {"boundaries": False},
+    "relabelled": {"class_order": 1993, "convention": "mammoth", "relabel": True},
+    "revisited": {"revisit": Uniform(fraction=0.5)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("checkpoint", ["*step=2.ckpt", "experience_0.ckpt", "*step=6.ckpt"])
+def test_every_form_of_a_stream_resumes(form: str, checkpoint: str, tmp_path: Path) -> None:
+    def run(folder: Path, ckpt_path: Path | None) -> Learned:
+        stream = TinyStream(**FORMS[form], augment=jitter)
+        return learn([Replay(10), every_two_steps()], None, stream, ckpt_path, **with_checkpoints(folder))
+
+    whole, again, _ = interrupted(tmp_path, run, checkpoint)
+    assert same(again.weights, whole.weights)
+    assert same(again.result.accuracy_matrix.nan_to_num(), whole.result.accuracy_matrix.nan_to_num())
+    assert not same(whole.weights, learn([Replay(10)], None, TinyStream(augment=jitter)).weights)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint_of_another_form_is_refused(form: str, tmp_path: Path) -> None:
+    learn([], None, TinyStream(**FORMS[form]), **with_checkpoints(tmp_path))
+    with pytest.raises(CheckpointError):
+        learn([], None, TinyStream(), tmp_path / "last.ckpt", **with_checkpoints(tmp_path))
 
 
 # -- two processes -----------------------------------------------------------------------------------------------------

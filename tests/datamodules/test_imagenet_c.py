@@ -35,9 +35,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="ImageNet-C is missing: looked for fog/4 in `root`"):
         ImageNetC(**{**arguments, "corruptions": ["fog"], "severity": 4}).prepare_data()
     (tmp_path / "list.txt").write_text("n01443537/none.JPEG\n")
-    with pytest.raises(
-        FileNotFoundError, match=r"1 images of `image_list` are not in .*, the first is 'n0144"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"1 images of `image_list` are not in .*, the first is 'n0144"):
         ImageNetC(**arguments, image_list=str(tmp_path / "list.txt")).part(1, "test")
     with pytest.raises(FileNotFoundError, match=r"`image_list` .* is no file"):
         ImageNetC(**arguments, image_list=str(tmp_path / "none.txt")).part(1, "test")
