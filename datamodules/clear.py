@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from lightning_cl.listed import ListedStream
 from lightning_cl.sources import clear
 
@@ -42,6 +44,8 @@ class CLEAR(ListedStream):
         (10, 9)
     """
 
+    source: clear.CLEAR
+
     def __init__(
         self,
         root: str = "data",
@@ -54,3 +58,7 @@ class CLEAR(ListedStream):
     ) -> None:
         source = clear.CLEAR(root, data_set, protocol, split_seed, buckets, image_size)
         super().__init__(source, source.num_experiences, **kwargs)
+
+    @override
+    def name_of(self, experience: int) -> str:
+        return f"bucket {self.source.buckets[experience]}"

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from lightning_cl.listed import ListedStream
 from lightning_cl.sources import domainnet
 
@@ -38,6 +40,8 @@ class DomainNet(ListedStream):
         2
     """
 
+    source: domainnet.DomainNet
+
     def __init__(
         self,
         root: str = "data",
@@ -48,3 +52,7 @@ class DomainNet(ListedStream):
         **kwargs: Any,
     ) -> None:
         super().__init__(domainnet.DomainNet(root, domains, split, num_classes, image_size), len(domains), **kwargs)
+
+    @override
+    def name_of(self, experience: int) -> str:
+        return self.source.domains[experience]

@@ -75,5 +75,9 @@ class PermutedMNIST(DomainStream):
         return PixelMap.of(data, permutation_map(height, width, self.permutations[experience], self.padding))
 
     @override
+    def name_of(self, experience: int) -> str:
+        return f"permutation {experience}"
+
+    @override
     def shape(self) -> dict[str, Any]:
         return {**super().shape(), "permutations": self._drawn_by}

@@ -78,5 +78,9 @@ class RotatedMNIST(DomainStream):
         return PixelMap.of(data, pixels)
 
     @override
+    def name_of(self, experience: int) -> str:
+        return f"rotated by {self.angles[experience]:.1f} degrees"
+
+    @override
     def shape(self) -> dict[str, Any]:
         return {**super().shape(), "rotations": [self.convention, self.angles]}

@@ -27,3 +27,7 @@ def test_what_was_cut_is_in_the_shape(tmp_path: Path) -> None:
         "split_seed": None,
         "buckets": [1, 2],
     }
+
+
+def test_experiences_are_named_after_their_buckets() -> None:
+    assert [CLEAR(buckets=[3, 7]).name_of(i) for i in (0, 1)] == ["bucket 3", "bucket 7"]

@@ -29,3 +29,7 @@ def test_what_was_cut_is_in_the_shape(tmp_path: Path) -> None:
     arguments = domainnet.write(tmp_path)
     shape = DomainNet(**arguments, split="continuum").shape()
     assert (shape["domains"], shape["split"]) == (["sketch", "clipart"], "continuum")
+
+
+def test_experiences_are_named_after_their_domains() -> None:
+    assert [DomainNet(domains=["sketch", "real"]).name_of(i) for i in (0, 1)] == ["sketch", "real"]

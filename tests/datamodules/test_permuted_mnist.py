@@ -87,3 +87,7 @@ def test_permutations_depend_on_their_own_seed_only_and_checkpoints_know_it() ->
 def test_bad_arguments_are_named(argument: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PermutedMNIST(**{"data_set": "digits", **argument})
+
+
+def test_experiences_are_named_after_their_permutations() -> None:
+    assert PermutedMNIST(data_set="digits").name_of(3) == "permutation 3"

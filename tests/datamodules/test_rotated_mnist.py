@@ -68,3 +68,8 @@ def test_angles_depend_on_their_own_seed_only_and_checkpoints_know_them() -> Non
 def test_bad_arguments_are_named(argument: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RotatedMNIST(**{"data_set": "digits", **argument})
+
+
+def test_experiences_are_named_after_their_angles() -> None:
+    stream = RotatedMNIST(data_set="digits", angles=[0, 12.34])
+    assert [stream.name_of(i) for i in (0, 1)] == ["rotated by 0.0 degrees", "rotated by 12.3 degrees"]
