@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_cl.corruptions import CORRUPTIONS, Segment, cotta_order, gradual_schedule, standard_schedule
 from lightning_cl.samples import TensorData
+from lightning_cl.sources.base import Source
 from lightning_cl.stream import StreamDataModule
 
 
@@ -68,12 +69,15 @@ class SegmentStream(StreamDataModule):
 class CorruptedFiles(SegmentStream):
     """The published CIFAR-10-C and CIFAR-100-C: one array of 50 000 images per corruption, memory-mapped.
 
-    Severity ``s`` is the ``s``-th fifth of the rows. There is nothing to train on.
+    Severity ``s`` is the ``s``-th fifth of the rows. There is nothing to train on. CoTTA's continual protocol is the
+    default: all 15 corruptions at severity 5, in batches of 200. A concrete stream states the class attributes.
 
     Args:
         root: Folder of the files ``<corruption>.npy``, ``(5 N, 32, 32, 3)`` uint8, and ``labels.npy``, or its parent.
-        folder: The name of the published folder.
-        num_classes: Number of classes.
+        eval_batch_size: Images per batch.
+        mean: Mean that is subtracted from pixels in ``[0, 1]``; ``None`` is that of the clean data set. The models of
+            RobustBench normalise by themselves: 0 and 1 for them.
+        std: Standard deviation that is divided by, likewise.
         **kwargs: As for :class:`SegmentStream`.
 
     Raises:
@@ -81,10 +85,29 @@ class CorruptedFiles(SegmentStream):
         ValueError: If one is damaged or of another shape.
     """
 
-    def __init__(self, root: str, folder: str, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(num_classes, (3, 32, 32), **kwargs)
+    folder: ClassVar[str]
+    """The name of the published folder."""
+    clean: ClassVar[type[Source]]
+    """The data set that was corrupted."""
+
+    def __init__(
+        self,
+        root: str = "data",
+        *,
+        eval_batch_size: int = 200,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            self.clean.num_classes,
+            self.clean.input_shape,
+            eval_batch_size=eval_batch_size,
+            mean=self.clean.mean if mean is None else mean,
+            std=self.clean.std if std is None else std,
+            **kwargs,
+        )
         self.root = Path(root).expanduser()
-        self.folder = folder
         self._arrays: dict[str, tuple[Tensor, Tensor]] = {}
 
     @override

@@ -307,6 +307,14 @@ def test_labels_of_a_stream_are_those_it_names(cls: Any, make_stream: Any) -> No
             assert set(y.tolist()) <= (set(e.classes) if name == "train" else set(range(stream.num_classes)))
 
 
+@every_stream
+def test_shape_of_a_stream_is_plain_and_that_of_its_equal(cls: Any, make_stream: Any, tmp_path: Path) -> None:
+    shape = make_stream(cls).shape()
+    torch.save(shape, tmp_path / "shape.pt")
+    assert torch.load(tmp_path / "shape.pt", weights_only=True) == make_stream(cls).shape()
+    assert make_stream(cls, batch_size=17).shape() != shape
+
+
 @every_trained_stream
 def test_processes_share_the_samples_of_a_stream(cls: Any, make_stream: Any) -> None:
     stream = make_stream(cls, batch_size=3)

@@ -9,6 +9,7 @@ import torch
 from lightning_cl.corruptions import CORRUPTIONS, cotta_order
 from lightning_cl.samples import TensorData
 from lightning_cl.segments import CorruptedFiles, SegmentStream
+from lightning_cl.sources.cifar import CIFAR10
 from tests.helpers.fakes._corrupted import write_arrays
 
 
@@ -21,10 +22,10 @@ class Segments(SegmentStream):
 
 
 class Files(CorruptedFiles):
-    test_only = "nothing to train on"
+    folder, clean, test_only = "CIFAR-10-C", CIFAR10, "nothing to train on"
 
     def __init__(self, root: Path, **kwargs: Any) -> None:
-        super().__init__(str(root), "CIFAR-10-C", 10, **kwargs)
+        super().__init__(str(root), **kwargs)
 
 
 def test_standard_schedule_is_one_segment_for_each_corruption() -> None:

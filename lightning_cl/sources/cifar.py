@@ -82,6 +82,7 @@ class CIFAR100(CIFARSource):
 
     name = "CIFAR-100"
     options = ("labels",)
+    num_classes = 100
     mean = (0.5071, 0.4867, 0.4408)
     std = (0.2675, 0.2565, 0.2761)
     folder = "cifar-100-python"
@@ -93,7 +94,9 @@ class CIFAR100(CIFARSource):
         if labels not in ("fine", "coarse"):
             raise ValueError(f"`labels` must be 'fine' or 'coarse', got {labels!r}.")
         super().__init__(root, download)
-        self.num_classes = 100 if labels == "fine" else 20
+        self.labels = labels
+        if labels == "coarse":
+            self.num_classes = 20
         self.key = f"{labels}_labels"
 
 
