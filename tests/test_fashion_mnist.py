@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,20 +17,13 @@ pytestmark = pytest.mark.fashion_mnist
 ROOT = os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist")
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "lightning_cl",
-        "fit",
-        "--config",
-        "streams/split_fashion_mnist",
-        "--data.root",
-        ROOT,
-    ]
+def start(
+    folder: Path, *arguments: str, stream: str = "split_fashion_mnist", command: str = "fit"
+) -> subprocess.Popen[bytes]:
+    program = [sys.executable, "-m", "lightning_cl", command, "--config", f"streams/{stream}", "--data.root", ROOT]
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [*command, "--data.root", ROOT, *arguments],
+            [*program, *arguments],
             cwd=folder,
             stdout=log,
             stderr=log,
@@ -38,15 +32,47 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
         )
 
 
-def accuracy(folder: Path, name: str, *arguments: str) -> float:
+def accuracy(folder: Path, name: str, *arguments: str, stream: str = "split_fashion_mnist") -> float:
     """Run to the end; the final average accuracy."""
-    assert start(folder, *arguments).wait(400) == 0, (folder / "log.txt").read_text()[-3000:]
+    assert start(folder, *arguments, stream=stream).wait(400) == 0, (folder / "log.txt").read_text()[-3000:]
     return float(json.loads((folder / "runs" / name / "summary.json").read_text())["average_accuracy"])
 
 
 @pytest.mark.parametrize(("method", "low", "high"), [("replay", 0.74, 0.82), ("fine_tuning", 0.18, 0.22)])
 def test_average_accuracy_after_one_epoch(tmp_path: Path, method: str, low: float, high: float) -> None:
     assert low <= accuracy(tmp_path, f"split_fashion_mnist-{method}", "--config", f"methods/{method}") <= high
+
+
+SHORT = ["--data.samples_per_experience", "10000"]
+
+
+@pytest.mark.parametrize(
+    ("stream", "arguments", "low", "high"),
+    [
+        ("permuted_fashion_mnist", [*SHORT, "--data.num_experiences", "3"], 0.70, 0.80),
+        ("rotated_fashion_mnist", [*SHORT, "--data.num_experiences", "3"], 0.66, 0.79),
+        ("blurry_fashion_mnist", [], 0.69, 0.82),
+        ("fashion_mnist_c", [*SHORT, "--data.corruptions", "[fog,contrast,jpeg_compression]"], 0.63, 0.74),
+    ],
+)
+def test_replay_on_other_streams(tmp_path: Path, stream: str, arguments: list[str], low: float, high: float) -> None:
+    name = f"{stream}-replay"
+    assert low <= accuracy(tmp_path, name, "--config", "methods/replay", *arguments, stream=stream) <= high
+
+
+def test_a_checkpoint_meets_corruptions(tmp_path: Path) -> None:
+    """Trained on clean images; each corruption costs accuracy, and the checkpoint stays as it was."""
+    clean = accuracy(tmp_path, "split_fashion_mnist", "--data.num_experiences", "1", *SHORT)
+    checkpoint = tmp_path / "runs" / "split_fashion_mnist" / "last.ckpt"
+    before, some = checkpoint.read_bytes(), ["--data.corruptions", "[gaussian_noise,fog,jpeg_compression]"]
+    testing = start(tmp_path, "--ckpt_path", str(checkpoint), *some, stream="fashion_mnist_c", command="test")
+    assert testing.wait(200) == 0
+    rows = re.findall(
+        r"(gaussian_noise|fog|jpeg_compression), severity 5\D+([\d.]+)", (tmp_path / "log.txt").read_text()
+    )
+    assert [name for name, _ in rows] == ["gaussian_noise", "fog", "jpeg_compression"]
+    assert all(0.1 < float(value) / 100 < clean for _, value in rows)
+    assert checkpoint.read_bytes() == before
 
 
 def test_two_processes(tmp_path: Path) -> None:
