@@ -19,9 +19,7 @@ SOURCES := lightning_cl callbacks datamodules configs
 
 # One thread for each of the processes that share the cores. `logical`: every core that `nproc` counts.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal
-# PyTorch 2.4 and 2.5 warn of their own `torch.load` when a tensor is unpickled.
-LOWEST_PYTEST := OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n logical --dist worksteal \
-	-W 'ignore:You are using `torch.load`:FutureWarning:torch.storage'
+LOWEST_PYTEST := OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n logical --dist worksteal
 QUICK := -m 'not slow and not fashion_mnist'
 # Passed on to pytest: `make test ARGS='-k ewc -x'`.
 ARGS :=

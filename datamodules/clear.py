@@ -60,5 +60,5 @@ class CLEAR(ListedStream):
         super().__init__(source, source.num_experiences, **kwargs)
 
     @override
-    def name_of(self, experience: int) -> str:
-        return f"bucket {self.source.buckets[experience]}"
+    def name_of_group(self, group: int) -> str:
+        return f"bucket {self.source.buckets[group]}"

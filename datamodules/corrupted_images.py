@@ -7,10 +7,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.corruptions import Segment, corrupt
+from lightning_cl.loader import permutation
 from lightning_cl.samples import Samples, TensorData
 from lightning_cl.scenarios import check_samples
 from lightning_cl.segments import SegmentStream
 from lightning_cl.sources import make_source
+from lightning_cl.utilities import derive_seed
 
 
 class CorruptedImages(SegmentStream):
@@ -87,6 +89,11 @@ class CorruptedImages(SegmentStream):
                 raise ValueError(f"`data_set` must be one of small images in memory, and {self.source.name} is not.")
             self._clean[train] = data
         return self._clean[train]
+
+    @override
+    def _held_out(self, group: int, data: Samples, count: int) -> tuple[Tensor, Tensor]:
+        held_out, rest = super()._held_out(0, data, count)  # the same samples in every segment
+        return held_out, rest[permutation(len(rest), derive_seed(self.seed, group, 1))]
 
     @override
     def shape(self) -> dict[str, Any]:

@@ -54,5 +54,5 @@ class DomainNet(ListedStream):
         super().__init__(domainnet.DomainNet(root, domains, split, num_classes, image_size), len(domains), **kwargs)
 
     @override
-    def name_of(self, experience: int) -> str:
-        return self.source.domains[experience]
+    def name_of_group(self, group: int) -> str:
+        return self.source.domains[group]

@@ -143,8 +143,8 @@ class NevisStream(StreamDataModule):
         return super()._part_of_group(self.test_of(group), name)  # validated on as the first time
 
     @override
-    def name_of(self, experience: int) -> str:
-        return self.data_sets[experience]
+    def name_of_group(self, group: int) -> str:
+        return self.data_sets[group]
 
     @override
     def shape(self) -> dict[str, Any]:

@@ -75,8 +75,8 @@ class PermutedMNIST(DomainStream):
         return PixelMap.of(data, permutation_map(height, width, self.permutations[experience], self.padding))
 
     @override
-    def name_of(self, experience: int) -> str:
-        return f"permutation {experience}"
+    def name_of_group(self, group: int) -> str:
+        return f"permutation {group}"
 
     @override
     def shape(self) -> dict[str, Any]:

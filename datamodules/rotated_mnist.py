@@ -66,7 +66,7 @@ class RotatedMNIST(DomainStream):
         drawn = draw_angles(num_experiences, convention, angle_seed)
         if angles is not None and (len(angles) != num_experiences or not all(map(math.isfinite, angles))):
             raise ValueError(f"`angles` must be {num_experiences} finite numbers (`num_experiences`), got {angles}.")
-        super().__init__(make_source(data_set, root, download), num_experiences, **kwargs)
+        super().__init__(make_source(data_set, root, download), num_experiences, None, **kwargs)
         self.angles = drawn if angles is None else [float(angle) for angle in angles]
         self.convention = convention
 
@@ -78,8 +78,8 @@ class RotatedMNIST(DomainStream):
         return PixelMap.of(data, pixels)
 
     @override
-    def name_of(self, experience: int) -> str:
-        return f"rotated by {self.angles[experience]:.1f} degrees"
+    def name_of_group(self, group: int) -> str:
+        return f"rotated by {self.angles[group]:.1f} degrees"
 
     @override
     def shape(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_cl.samples import TensorData
@@ -12,7 +13,7 @@ class TensorStream(OwnStream):
     """Inputs and labels in memory, cut by class, by domain or by lists of indices.
 
     Args:
-        x: Training inputs ``(N, *)``; images as ``uint8`` ``(N, C, H, W)`` stay so until they are a batch.
+        x: Training inputs ``(N, *)``, a tensor or an array; images as ``uint8`` ``(N, C, H, W)`` stay so in memory.
         y: Their labels ``(N,)``.
         x_test: Test inputs ``(M, *)``; ``None`` cuts ``test_fraction`` off the training samples, of each class.
         y_test: Their labels ``(M,)``.
@@ -31,5 +32,6 @@ class TensorStream(OwnStream):
     ) -> None:
         if (x_test is None) != (y_test is None):
             raise ValueError("`x_test` and `y_test` go together: give both or neither.")
-        test = None if x_test is None or y_test is None else TensorData(x_test, y_test)
-        super().__init__(TensorData(x, y), test, **kwargs)
+        as_tensor = torch.as_tensor  # NumPy's arrays and lists will do
+        test = None if x_test is None or y_test is None else TensorData(as_tensor(x_test), as_tensor(y_test))
+        super().__init__(TensorData(as_tensor(x), as_tensor(y)), test, **kwargs)

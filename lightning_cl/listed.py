@@ -70,14 +70,17 @@ class ListedSource(Source):
         lists = self.lists(train)
         if empty := [experience for experience, (paths, _) in enumerate(lists) if not paths]:
             raise ValueError(f"{self.name}: the lists of experiences {empty} name no file. Get them again.")
-        labels = torch.cat([labels for _, labels in lists])
-        listed = np.concatenate([paths for paths, _ in lists])
+        distinct = {id(one): one for one in lists}  # several experiences may share one
+        labels = torch.cat([labels for _, labels in distinct.values()])
+        listed = np.concatenate([paths for paths, _ in distinct.values()])
         paths, position = np.unique(listed, return_inverse=True)  # sorted: one cache serves every order of a data set
         at = torch.from_numpy(position)
         targets = torch.empty(len(paths), dtype=torch.long).scatter_(0, at, labels)
         if len(two := (targets[at] != labels).nonzero()):
             raise ValueError(f"{self.name}: the lists give {str(listed[two[0, 0]])!r} two labels. Get them again.")
-        self.parts[train] = list(torch.split(at, [len(part) for part, _ in lists]))
+        parts = torch.split(at, [len(part) for part, _ in distinct.values()])
+        of_list = dict(zip(distinct, parts, strict=True))
+        self.parts[train] = [of_list[id(one)] for one in lists]
         return self.samples(paths.tolist(), targets)
 
     def samples(self, paths: Sequence[str], targets: Tensor) -> Samples:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from typing_extensions import override
 
-from lightning_cl.samples import Batched
+from lightning_cl.samples import Batched, joined
 from lightning_cl.utilities import derive_seed, isolated_rng, seed_generators
 
 
@@ -206,5 +206,17 @@ class ChainLoader:
         return len(self.experience_of_batch)
 
     def __iter__(self) -> Iterator[Any]:
+        if any(loader.num_workers and not isinstance(loader.dataset, Batched) for loader in self.loaders):
+            yield from self._at_once()
+        else:
+            for loader in self.loaders:
+                yield from loader
+
+    def _at_once(self) -> StreamLoader:
+        """The same batches from one loader, whose workers start once for all experiences."""
+        batches, start = [], 0
         for loader in self.loaders:
-            yield from loader
+            batches += [batch + start for batch in loader.batches(0)]
+            start += len(loader.dataset)
+        data = joined([loader.dataset for loader in self.loaders])
+        return StreamLoader(data, lambda _: batches, len(batches), num_workers=self.loaders[0].num_workers)

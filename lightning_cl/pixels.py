@@ -30,12 +30,13 @@ def draw_permutations(
         num_pixels: Pixels of an image (with its padding).
         count: Number of permutations.
         convention: ``"gem"`` (Lopez-Paz & Ranzato, NeurIPS 2017) draws with ``torch.randperm``. The others draw with
-            ``permutation`` of NumPy's legacy generator: ``"mammoth"`` (Buzzega et al., NeurIPS 2020) and
-            ``"van_de_ven"`` (van de Ven et al., Nature Machine Intelligence 2022) with the global one, between whatever
-            else draws from it, ``"avalanche"`` (Lomonaco et al., CVPR Workshops 2021) with ``RandomState(seed)``.
+            ``permutation`` of NumPy's legacy generator: ``"mammoth"`` (Buzzega et al., NeurIPS 2020) with the global
+            one, between whatever else draws from it, ``"van_de_ven"`` (van de Ven et al., Nature Machine Intelligence
+            2022) with the global one right after seeding it, ``"avalanche"`` (Lomonaco et al., CVPR Workshops 2021)
+            with ``RandomState(seed)``.
         permutation_seed: Seed of that generator, in ``[0, 2**32)``.
-        permute_first: ``False``: the first is the identity, and nothing is drawn for it (as in van de Ven's code for
-            pictures).
+        permute_first: ``False``: the first is the identity, and nothing is drawn for it. So it is in van de Ven's code
+            when its seed is 0.
 
     Returns:
         Permutations ``(num_pixels,)``: pixel ``i`` of the result is pixel ``permutation[i]`` of the image.

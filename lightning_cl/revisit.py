@@ -105,7 +105,7 @@ class _Budget(Revisit):
     @override
     def counts(self, sizes: Sequence[int]) -> list[int]:
         *old, new = sizes
-        total = int(new * self.fraction)
+        total = int(new * self.fraction + 1e-9)  # 0.29 of 100 is 29
         return [*_shares(total, self._weights(len(old)), self.rounding), new]
 
 

@@ -297,7 +297,8 @@ class StreamRun(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fresh:
-            seed_generators(derive_seed(self.seed, self.stream.current, 1))
+            # Each rank augments and drops out by draws of its own; what is drawn before, for the weights, is common.
+            seed_generators(derive_seed(self.seed, self.stream.current, 1, trainer.global_rank))
             settle(trainer.fit_loop)
             self._fresh = False
         self._put_back_rng(last=False)
@@ -629,6 +630,8 @@ def _check_arguments(
     ):
         if value not in allowed:
             raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
+    if scoring == "task" and any(stream.classes[stream.test_of(i)] != stream.classes[i] for i in range(len(stream))):
+        raise ValueError("`scoring` must not be 'task': experiences share test samples, which are of no one's task.")
     if trainer.limit_test_batches == 0:
         raise ValueError("`limit_test_batches` must not be 0: the accuracy matrix is measured with `trainer.test`.")
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):

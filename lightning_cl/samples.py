@@ -1,7 +1,7 @@
 """What a stream is cut from: samples with known labels, in memory or in files, of which a part shares the storage."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
@@ -64,6 +64,11 @@ class Samples(Dataset[Any]):
     def subset(self, index: Tensor) -> Self:
         """The part of this part at the positions ``index``; shares the storage."""
         return self._replaced(indices=self.indices[index], tasks=None if self.tasks is None else self.tasks[index])
+
+    def distinct(self) -> Self:
+        """The same samples, each once."""
+        _, first = np.unique(self.indices.numpy(), return_index=True)
+        return self.subset(torch.from_numpy(np.sort(first)))
 
     def with_task(self, task: int) -> Self:
         """The same samples with the task label ``task`` as a third column."""
@@ -136,6 +141,9 @@ class MapData(Samples):
         key: Where the input is in a sample: its position, or its key in a dict.
         transform: Applied to the input; ``None`` turns a ``PIL.Image`` into ``uint8`` ``(C, H, W)``.
 
+    Raises:
+        ValueError: If ``targets`` are missing where samples are not pairs.
+
     Example:
         >>> data = MapData([(torch.zeros(2), 7), (torch.ones(2), 8)])
         >>> data.subset(torch.tensor([1]))[0]
@@ -149,6 +157,8 @@ class MapData(Samples):
         key: int | str = 0,
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
+        if targets is None and key != 0:
+            raise ValueError(f"`key` says where the input is, and `targets` must then be given, got {key!r} and None.")
         super().__init__(len(dataset), targets)
         self.dataset = dataset
         self.key = key
@@ -158,6 +168,8 @@ class MapData(Samples):
     def __getitem__(self, index: int) -> list[Any]:
         sample = self.dataset[int(self.indices[index])]
         if self.targets is None:
+            if isinstance(sample, Mapping):
+                raise ValueError("`targets` must be given where samples are dicts.")
             return self.labelled([self.transform(sample[0]), *sample[1:]], index)
         return self.labelled(self.transform(sample[self.key]), index)
 
@@ -211,6 +223,10 @@ class _JoinedTensors(Dataset[Any]):
 
     def __len__(self) -> int:
         return int(self.ends[-1])
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.cat([part.labels for part in self.parts])
 
     @override
     def __getitem__(self, index: int) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Streams by how one data set becomes experiences: cut by class, or seen through one domain after another."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.blurry import i_blurry, si_blurry
+from lightning_cl.loader import permutation
 from lightning_cl.samples import Samples, TensorData
 from lightning_cl.sources.base import Source
 from lightning_cl.splits import (
@@ -20,6 +22,7 @@ from lightning_cl.splits import (
     cut_off,
     few_shot,
     group_sizes,
+    hold_out_of_each_class,
     label_map,
 )
 from lightning_cl.splits import class_order as make_order
@@ -36,7 +39,7 @@ class ClassStream(StreamDataModule):
     - ``"pycil"`` (also LAMDA-PILOT, Continuum): experience ``t`` has the classes at its positions of ``class_order``;
       sizes are equal, or ``base_classes``, then ``increment`` each, and what remains as a smaller last one.
     - ``"facil"``: the same classes by position; if ``num_experiences`` does not divide them, the first experiences have
-      one more.
+      one more. ``val_fraction`` (0.1 there) is taken of each class, not of the experience as a whole.
     - ``"mammoth"`` (also van de Ven): experience ``t`` has the classes ``c`` whose ``class_order[c]`` falls into its
       range. The two rules are inverse permutations: the same seed gives different experiences.
 
@@ -59,6 +62,7 @@ class ClassStream(StreamDataModule):
             tested on the classes that were dealt to it; if none was, on all that occur in it.
         disjoint_percent: Of a blurry stream, the percentage of classes that occur in one experience only.
         blurry_percent: Of a blurry stream, the percentage of samples of the other classes that change places.
+        blurry_seed: Fixes who is dealt what in a blurry stream; ``None`` is ``seed``.
         **kwargs: As for :class:`StreamDataModule`.
 
     Raises:
@@ -83,6 +87,7 @@ class ClassStream(StreamDataModule):
         blurry: Literal["stochastic", "fixed", "i-blurry"] | None = None,
         disjoint_percent: int = 50,
         blurry_percent: int = 10,
+        blurry_seed: int | None = None,
         **kwargs: Any,
     ) -> None:
         if num_experiences is None and increment is None:
@@ -92,6 +97,10 @@ class ClassStream(StreamDataModule):
         groups = class_groups(order, sizes, convention)
         if shots is not None and shots < 1:
             raise ValueError(f"`shots` must be 1 or more, got {shots}.")
+        if shots is not None and kwargs.get("val_fraction"):
+            raise ValueError("`shots` are all trained on: it cannot go with `val_fraction`.")
+        if blurry_seed is not None and blurry_seed < 0:
+            raise ValueError(f"`blurry_seed` must be 0 or more, got {blurry_seed}.")
         for name, value in {"disjoint_percent": disjoint_percent, "blurry_percent": blurry_percent}.items():
             if not 0 <= value <= 100:
                 raise ValueError(f"`{name}` must be in [0, 100], got {value}.")
@@ -109,6 +118,8 @@ class ClassStream(StreamDataModule):
         self.blurry = blurry
         self.disjoint_percent = disjoint_percent
         self.blurry_percent = blurry_percent
+        self.blurry_seed = self.seed if blurry_seed is None else blurry_seed
+        self.convention = convention
         self._order_of_classes = order
         self._loaded: dict[bool, Samples] = {}
 
@@ -129,38 +140,42 @@ class ClassStream(StreamDataModule):
     @property
     @override
     def groups(self) -> list[tuple[int, ...]]:
-        if not self.blurry:
-            return self._groups
-        labels, lists = self._data(True).labels, self._blurry[0]
-        return [tuple(torch.unique(labels[index]).tolist()) for index in lists]
+        return self._blurry[1] if self.blurry else self._groups
 
     @property
     def _homes(self) -> Sequence[Sequence[int]]:
-        return self._blurry[1] if self.blurry else self._groups
+        return self._blurry[2] if self.blurry else self._groups
+
+    @override
+    def _held_out(self, group: int, data: Samples, count: int) -> tuple[Tensor, Tensor]:
+        if self.convention != "facil" or not count:
+            return super()._held_out(group, data, count)
+        return hold_out_of_each_class(data.labels, self.val_fraction, derive_seed(self.seed, group))
 
     @cached_property
-    def _blurry(self) -> tuple[list[Tensor], list[list[int]]]:
-        """Training samples of each experience, and the classes that were dealt to it."""
+    def _blurry(self) -> tuple[list[Tensor], list[tuple[int, ...]], list[Sequence[int]]]:
+        """Training samples of each experience, the classes that occur in it, and those that it is tested on."""
         assert self.blurry is not None
         sizes = self.num_classes, len(self._groups), self.disjoint_percent, self.blurry_percent
         labels = self._data(True).labels
         if self.blurry == "i-blurry":
-            split = i_blurry(labels, *sizes, self.seed)
+            split = i_blurry(labels, *sizes, self.blurry_seed)
         else:
-            split = si_blurry(labels, *sizes, self.blurry, self.seed)
+            split = si_blurry(labels, *sizes, self.blurry, self.blurry_seed)
         if empty := [t for t, index in enumerate(split.indices) if not len(index)]:
             raise ValueError(
-                f"With `seed` {self.seed} no sample is dealt to experiences {empty}: choose another `seed`, fewer "
-                "experiences (`num_experiences`), or `blurry` 'fixed'."
+                f"With `blurry_seed` {self.blurry_seed} no sample is dealt to experiences {empty}: choose another, "
+                "fewer experiences (`num_experiences`), or `blurry` 'fixed'."
             )
-        occur = [torch.unique(labels[index]).tolist() for index in split.indices]
-        return split.indices, [home or others for home, others in zip(split.homes, occur, strict=True)]
+        occur = [tuple(torch.unique(labels[index]).tolist()) for index in split.indices]
+        return split.indices, occur, [home or others for home, others in zip(split.homes, occur, strict=True)]
 
     @override
     def shape(self) -> dict[str, Any]:
-        blurry = [self.blurry, self.disjoint_percent, self.blurry_percent] if self.blurry else None
+        percentages = [self.disjoint_percent, self.blurry_percent]
+        blurry = [self.blurry, *percentages, self.blurry_seed] if self.blurry else None
         cut = {"class_order": self._order_of_classes, "relabel": self._new_label, "shots": self.shots, "blurry": blurry}
-        return {**super().shape(), **cut}
+        return {**super().shape(), **cut, "convention": self.convention}
 
     def _data(self, train: bool) -> Samples:
         if train not in self._loaded:
@@ -271,6 +286,11 @@ class DomainStream(StreamDataModule):
         return self.domain(experience, self._loaded[train], train)
 
     @override
+    def _held_out(self, group: int, data: Samples, count: int) -> tuple[Tensor, Tensor]:
+        held_out, rest = super()._held_out(0, data, count)  # the same samples in every domain
+        return held_out, rest[permutation(len(rest), derive_seed(self.seed, group, 1))]
+
+    @override
     def shape(self) -> dict[str, Any]:
         return {**super().shape(), **self.source.shape()}
 
@@ -313,17 +333,23 @@ class OwnStream(ClassStream):
     ) -> None:
         if domains is not None and lists is not None:
             raise ValueError("`domains` and `lists` both cut the stream: leave one out.")
+        if (lists is None) != (test_lists is None):
+            raise ValueError("`lists` and `test_lists` go together: give both or neither.")
+        if test_domains is not None and (domains is None or test is None):
+            raise ValueError("`test_domains` go with `domains` and with test samples of their own: leave it out.")
         by_class = domains is None and lists is None
-        cut = [*ONLY_BY_CLASS.intersection(kwargs), *["num_experiences"] * (num_experiences is not None)]
-        if not by_class and cut:
-            raise ValueError(f"`{cut[0]}` cuts by class: it cannot go with `domains` or `lists`.")
+        given = {"num_experiences": num_experiences, **kwargs}
+        for name, default in ONLY_BY_CLASS.items():
+            if not by_class and given.get(name, default) != default:
+                raise ValueError(f"`{name}` cuts by class: it cannot go with `domains` or `lists`.")
         if test is None:
             if lists is not None:
                 raise ValueError("`lists` go with test samples of their own: give those and `test_lists`.")
             kept, held_out = cut_off(train.labels, test_fraction)
-            train, test = train.subset(kept), train.subset(held_out)
             if domains is not None:
+                domains = _numbers("domains", domains, len(train))
                 domains, test_domains = domains[kept], domains[held_out]
+            train, test = train.subset(kept), train.subset(held_out)
         if num_classes is None:
             num_classes = int(max(train.labels.max(), test.labels.max())) + 1
         shape = tuple(train[0][0].shape)
@@ -346,6 +372,13 @@ class OwnStream(ClassStream):
         self._set_groups([torch.unique(labels[index]).tolist() for index in train])
 
     @override
+    def shape(self) -> dict[str, Any]:
+        # Other samples of the same sizes, or cut otherwise, are another stream.
+        labels = [self._samples[train].labels for train in (True, False)]
+        lists = [] if self._lists is None else [*self._lists[True], *self._lists[False]]
+        return {**super().shape(), "samples": _digest([*labels, *lists])}
+
+    @override
     def load(self, train: bool) -> Samples:
         return self._samples[train]
 
@@ -356,7 +389,14 @@ class OwnStream(ClassStream):
         return self._data(train).subset(self._lists[train][experience])
 
 
-ONLY_BY_CLASS = {"class_order", "base_classes", "increment", "convention", "relabel", "shots", "blurry"}
+ONLY_BY_CLASS = {
+    **dict.fromkeys(["num_experiences", "class_order", "base_classes", "increment", "shots", "blurry", "blurry_seed"]),
+    "convention": "pycil",
+    "relabel": False,
+    "disjoint_percent": 50,
+    "blurry_percent": 10,
+}
+"""Arguments that cut by class, with their defaults."""
 
 
 def _lists_of_domains(
@@ -365,13 +405,25 @@ def _lists_of_domains(
     """Index lists of each domain among the training and among the test samples."""
     if test_domains is None:
         raise ValueError("`test_domains` must be given with `domains` where there are test samples of their own.")
-    for name, found, expected in (("domains", domains, count), ("test_domains", test_domains, test_count)):
-        if len(found) != expected:
-            raise ValueError(f"`{name}` must hold one number per sample, {expected}, got {len(found)}.")
+    domains, test_domains = _numbers("domains", domains, count), _numbers("test_domains", test_domains, test_count)
     here, there = torch.unique(domains).tolist(), torch.unique(test_domains).tolist()
     if here != there:
         raise ValueError(f"`domains` and `test_domains` must be the same domains, got {here} and {there}.")
     return by_domain(domains), by_domain(test_domains)
+
+
+def _numbers(name: str, values: Any, count: int) -> Tensor:
+    found = torch.as_tensor(values)
+    if len(found) != count:
+        raise ValueError(f"`{name}` must hold one number per sample, {count}, got {len(found)}.")
+    return found
+
+
+def _digest(tensors: Sequence[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(len(tensor).to_bytes(8, "little") + tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_samples(data: Samples, num_classes: int, input_shape: tuple[int, ...], train: bool) -> None:

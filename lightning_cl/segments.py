@@ -48,6 +48,8 @@ class SegmentStream(StreamDataModule):
     ) -> None:
         if isinstance(corruptions, int):
             corruptions = cotta_order(corruptions)
+        if isinstance(corruptions, str):
+            corruptions = (corruptions,)
         names = CORRUPTIONS if corruptions is None else tuple(corruptions)
         if not names:
             raise ValueError("`corruptions` must name at least one corruption, got none.")
@@ -58,8 +60,8 @@ class SegmentStream(StreamDataModule):
         super().__init__([range(num_classes)] * len(self.segments), num_classes, input_shape, **kwargs)
 
     @override
-    def name_of(self, experience: int) -> str:
-        return "{}, severity {}".format(*self.segments[experience])
+    def name_of_group(self, group: int) -> str:
+        return "{}, severity {}".format(*self.segments[group])
 
     @override
     def shape(self) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def class_order(num_classes: int, order: int | Sequence[int] | None) -> list[int
         >>> class_order(10, 1993)
         [4, 2, 7, 6, 0, 3, 5, 8, 9, 1]
     """
-    if isinstance(order, int):
+    if isinstance(order, int | np.integer):
+        order = int(order)
         if not 0 <= order < 2**32:
             raise ValueError(f"`class_order` must be in [0, 2**32) where it is a seed, got {order}.")
         return [int(c) for c in np.random.RandomState(order).permutation(num_classes)]
@@ -173,6 +174,31 @@ def cut_off(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     rank = torch.arange(len(labels)) - starts  # the how manieth of its class each sample is, by class
     chosen = ((rank + 1) * fraction + 0.5).floor() > (rank * fraction + 0.5).floor()
     return order[~chosen].sort().values, order[chosen].sort().values
+
+
+def hold_out_of_each_class(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Choose samples for validation, the same fraction of each class, as FACIL does.
+
+    Args:
+        labels: ``(N,)``.
+        fraction: In ``[0, 1)``; of a class with ``n`` samples ``round(fraction * n)`` are held out.
+        seed: Fixes the choice.
+
+    Returns:
+        Indices of the samples that are held out, and of the others, both in random order.
+
+    Example:
+        >>> held_out, rest = hold_out_of_each_class(torch.tensor([0, 0, 1, 1, 1, 1]), 0.5, seed=0)
+        >>> torch.tensor([0, 0, 1, 1, 1, 1])[held_out].bincount(), len(rest)
+        (tensor([1, 2]), 3)
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    _, counts = torch.unique(labels, return_counts=True)
+    classes = torch.split(order[labels[order].argsort(stable=True)], counts.tolist())
+    sizes = [round(fraction * len(samples)) for samples in classes]
+    held_out = [samples[:size] for samples, size in zip(classes, sizes, strict=True)]
+    rest = [samples[size:] for samples, size in zip(classes, sizes, strict=True)]
+    return torch.cat(held_out), torch.cat(rest)
 
 
 def by_domain(domains: Tensor) -> list[Tensor]:

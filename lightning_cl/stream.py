@@ -213,8 +213,11 @@ class StreamDataModule(LightningDataModule):
 
     def name_of(self, experience: int) -> str:
         """What the experience is, in a few words for people."""
-        classes = self.classes[experience]
-        return f"classes {', '.join(map(str, classes))}" if len(classes) <= 10 else f"{len(classes)} classes"
+        return self.name_of_group(experience) if self.boundaries else _named(self.classes[0])
+
+    def name_of_group(self, group: int) -> str:
+        """What a part that the data are cut into is, in a few words for people."""
+        return _named(self.groups[group])
 
     @cached_property
     def experiences(self) -> list[Experience]:
@@ -241,10 +244,13 @@ class StreamDataModule(LightningDataModule):
         if name not in ("train", "val", "test"):
             raise ValueError(f"`name` must be 'train', 'val' or 'test', got {name!r}.")
         self._check_index("experience", experience)
-        groups = [experience] if self.boundaries else list(range(len(self._groups)))
-        if name == "test":
-            groups = list(dict.fromkeys(map(self.test_of, groups)))
-        return joined([self._part_of_group(group, name) for group in groups])
+        if self.boundaries:
+            return self._part_of_group(experience, name)
+        groups = range(len(self._groups))
+        if name != "test":
+            return joined([self._part_of_group(group, name) for group in groups])
+        whole = joined([self._part_of_group(group, name) for group in dict.fromkeys(map(self.test_of, groups))])
+        return whole.distinct() if isinstance(whole, Samples) else whole
 
     def test_of(self, experience: int) -> int:
         """The first experience that is tested on the same samples: they are measured once for all that share them."""
@@ -263,22 +269,28 @@ class StreamDataModule(LightningDataModule):
         given = self.dataset(group, train=name != "test")
         data = given if isinstance(given, Samples) else MapData(given)
         if name != "test":
-            chosen = self._chosen(group, len(data))
-            held_out = int(len(chosen) * self.val_fraction)
-            data = data.subset((chosen[:held_out] if name == "val" else chosen[held_out:]).sort().values)
+            data = data.subset(self._chosen(group, data)[name == "val"].sort().values)
         if not len(data) and name != "val":
             which = self.groups[group]
             raise ValueError(f"Experience {group} has no {name} sample: leave {which} out of `classes`.")
         return data.with_task(self.task_of(group)) if self.task_labels else data
 
-    def _chosen(self, group: int, count: int) -> Tensor:
-        """The training and validation samples of a group among its ``count``; those for validation come first."""
-        limit = self.samples_per_experience
-        if limit is None and not self.val_fraction:
-            return torch.arange(count)
+    def _chosen(self, group: int, data: Samples) -> tuple[Tensor, Tensor]:
+        """The samples of a group that are for training, and those for validation."""
+        limit, count = self.samples_per_experience, len(data)
         if limit is not None and limit > count:
             raise ValueError(f"`samples_per_experience` must be {count} or less in experience {group}, got {limit}.")
-        return permutation(count, derive_seed(self.seed, group))[:limit]
+        size = count if limit is None else limit
+        held_out, rest = self._held_out(group, data, int(size * self.val_fraction))
+        return rest[: size - len(held_out)], held_out
+
+    def _held_out(self, group: int, data: Samples, count: int) -> tuple[Tensor, Tensor]:
+        """``count`` samples of a group for validation, and the others in random order.
+
+        Where experiences show the same samples, the first must be the same in all of them.
+        """
+        order = permutation(len(data), derive_seed(self.seed, group))
+        return order[:count], order[count:]
 
     def shape(self) -> dict[str, Any]:
         """Everything that the order of samples depends on, in plain values: what a checkpoint must agree with."""
@@ -312,6 +324,8 @@ class StreamDataModule(LightningDataModule):
         """
         if stage == "fit" and self.test_only:
             raise ValueError(self.test_only)
+        if self.task_labels and any(self.task_of(self.test_of(i)) != self.task_of(i) for i in range(len(self))):
+            raise ValueError("`task_labels` must be off: experiences share test samples, which are of no one's task.")
         world_size = self._rank[1]
         if stage == "fit" and self.revisit is not None:
             sizes = [e.num_train for e in self.experiences]
@@ -389,7 +403,8 @@ class StreamDataModule(LightningDataModule):
 
         For what a method computes at the end of an experience: Fisher information, prototypes, herding.
         """
-        return self._once(self.part(self.current, "train"))
+        parts = self._training_parts("train")
+        return self._once(parts[-1] if self.boundaries else joined(parts))
 
     # -- batches on the device ----------------------------------------------------------------------------------
 
@@ -452,3 +467,7 @@ class StreamDataModule(LightningDataModule):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.current = state_dict["current"]
+
+
+def _named(classes: Sequence[int]) -> str:
+    return f"classes {', '.join(map(str, classes))}" if len(classes) <= 10 else f"{len(classes)} classes"

@@ -115,7 +115,7 @@ def test_without_labels_the_first_images_are_shown() -> None:
 
 def test_parts_of_several_storages_are_one_experience() -> None:
     stream = CorruptedImages("digits", corruptions=["contrast", "fog"], boundaries=False)
-    assert names(images_figure(stream, per_experience=2)) == ["0: contrast,\nseverity 5"]
+    assert names(images_figure(stream, per_experience=2)) == ["0: classes 0, 1, 2,\n3, 4, 5, 6, 7, 8, 9"]
 
 
 def test_of_a_long_stream_some_rows_are_shown() -> None:

@@ -95,6 +95,13 @@ def test_map_data_leaves_labels_to_the_samples_unless_told() -> None:
         _ = data.labels
 
 
+def test_map_data_of_dicts_needs_targets() -> None:
+    with pytest.raises(ValueError, match=r"`targets` must be given where samples are dicts"):
+        _ = MapData([{"x": 1}])[0]
+    with pytest.raises(ValueError, match=r"`key` says where the input is, and `targets` must then be given, got 'x'"):
+        MapData([{"x": 1}], key="x")
+
+
 def test_map_data_reads_dicts_images_and_arrays() -> None:
     rows = [{"image": Image.new("RGB", (3, 2), (1, 2, 3)), "label": 7}, {"image": np.ones(4), "label": 8}]
     data = MapData(rows, torch.tensor([7, 8]), key="image")

@@ -112,8 +112,27 @@ def test_blurry_experience_without_a_class_of_its_own_is_tested_on_what_occurs()
 
 def test_blurry_experience_without_samples_is_refused() -> None:
     stream = Ten(10, blurry="stochastic", blurry_percent=0, seed=0)
-    with pytest.raises(ValueError, match=r"With `seed` 0 no sample is dealt to experiences \[.*choose another `seed`"):
+    with pytest.raises(ValueError, match=r"With `blurry_seed` 0 no sample is dealt to experiences \[.*choose another"):
         _ = stream.classes
+
+
+@pytest.mark.parametrize("form", ["stochastic", "fixed", "i-blurry"])
+def test_who_is_dealt_what_does_not_depend_on_the_order_of_samples(form: Any) -> None:
+    def dealt(**seeds: int) -> list[list[int]]:
+        stream = Ten(3, convention="facil", blurry=form, **seeds)
+        return [ids(stream.part(t, "train")) for t in range(3)]
+
+    assert dealt(seed=5, blurry_seed=1) == dealt(seed=6, blurry_seed=1) == dealt(seed=1)
+    assert dealt(seed=5, blurry_seed=1) != dealt(seed=5, blurry_seed=2)
+
+
+def test_a_test_sample_is_tested_once_without_boundaries() -> None:
+    splits = [si_blurry(torch.arange(400) % 10, 10, 3, 50, 10, "stochastic", seed) for seed in range(40)]
+    seeds = [seed for seed, split in enumerate(splits) if all(map(len, split.indices)) and not all(split.homes)]
+    assert seeds
+    for seed in seeds:
+        tested = ids(Ten(3, convention="facil", blurry="stochastic", boundaries=False, seed=seed).part(0, "test"))
+        assert len(tested) == len(set(tested))
 
 
 # -- online, revisiting, limited --------------------------------------------------------------------------------------
@@ -175,6 +194,24 @@ def _at(stream: Any, current: int) -> Any:
     return stream
 
 
+def test_statistics_are_of_what_is_shown() -> None:
+    class Few(Revisit):
+        def counts(self, sizes: Any) -> list[int]:
+            return [5] * len(sizes)
+
+    stream = _at(Ten(5, revisit=Few()), 2)
+    shown = {k for k in seen(stream) if k % 10 // 2 == 2}
+    assert {int(x) for batch in stream.statistics_dataloader() for x in batch[0][:, 0]} == shown
+    assert len(shown) == 5
+
+
+def test_facil_holds_out_the_same_fraction_of_each_class() -> None:
+    stream = Ten(4, convention="facil", val_fraction=0.1)
+    assert stream.part(0, "val").labels.bincount().tolist() == [4, 4, 4]
+    assert not set(ids(stream.part(0, "val"))) & set(ids(stream.part(0, "train")))
+    assert len(stream.part(0, "train")) == 108
+
+
 def test_limited_experiences_are_chosen_by_the_seed() -> None:
     stream = Ten(5, samples_per_experience=20, val_fraction=0.25, seed=1)
     assert [(e.num_train, e.num_val) for e in stream.experiences] == [(15, 5)] * 5
@@ -191,6 +228,25 @@ def test_limited_experiences_are_chosen_by_the_seed() -> None:
 def own(**kwargs: Any) -> OwnStream:
     train = TensorData(torch.arange(60).view(-1, 1), torch.arange(60) % 6)
     return OwnStream(train, **{"test": TensorData(torch.arange(100, 112).view(-1, 1), torch.arange(12) % 6), **kwargs})
+
+
+def test_another_cut_of_the_same_sizes_is_another_stream() -> None:
+    cuts: list[dict[str, Any]] = [
+        {"lists": [[3, 1], [0, 6]], "test_lists": [[2], [0, 1]]},
+        {"lists": [[0, 6], [3, 1]], "test_lists": [[2], [0, 1]]},
+        {"domains": torch.arange(60) // 30, "test_domains": torch.arange(12) // 6},
+        {"domains": torch.arange(60) % 2, "test_domains": torch.arange(12) // 6},
+        {"num_experiences": 2},
+    ]
+    shapes = [own(**cut).shape() for cut in cuts]
+    assert all(one != other for k, one in enumerate(shapes) for other in shapes[:k])
+    assert [own(**cut).shape() for cut in cuts] == shapes
+
+
+def test_defaults_that_are_spelled_out_are_no_contradiction() -> None:
+    """A config that `--print_config` wrote says everything."""
+    spelled = {"class_order": None, "convention": "pycil", "relabel": False, "blurry_percent": 10, "shots": None}
+    assert len(own(domains=torch.arange(60) % 2, test_domains=torch.arange(12) % 2, **spelled)) == 2
 
 
 def test_own_samples_by_class() -> None:
@@ -235,6 +291,11 @@ class Few(Source):
         return TensorData(torch.arange(16, dtype=torch.uint8).view(4, 1, 2, 2), torch.tensor([0, 1, 0, 1]))
 
 
+class Many(Few):
+    def load(self, train: bool) -> TensorData:
+        return TensorData(torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.arange(10) % 2)
+
+
 class Shifted(DomainStream):
     def domain(self, experience: int, data: Samples, train: bool) -> Samples:
         assert isinstance(data, TensorData)
@@ -248,6 +309,16 @@ def test_domains_show_all_classes_and_are_normalised_as_the_data_set() -> None:
     (x,) = stream.transform_batch([torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)])
     torch.testing.assert_close(x, torch.full((1, 1, 2, 2), (1 - 0.5) / 0.25))
     assert Shifted(Few(), 2, mean=[0.0], std=[1.0]).transform_batch([x])[0] is x
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_what_is_held_out_is_so_in_every_domain(limit: int | None) -> None:
+    """The same image in another domain would tell the answer."""
+    stream = Shifted(Many(), 3, val_fraction=0.4, samples_per_experience=limit)
+    held_out = {int(k) for t in range(3) for k in stream.part(t, "val").indices}
+    trained = {int(k) for t in range(3) for k in stream.part(t, "train").indices}
+    assert len(held_out) == int((limit or 10) * 0.4)
+    assert not held_out & trained
 
 
 def ids_of_images(data: Any) -> list[int]:
@@ -279,12 +350,16 @@ def ids_of_images(data: Any) -> list[int]:
         (lambda: own(domains=torch.zeros(60), num_experiences=2), "`num_experiences` cuts by class"),
         (lambda: own(domains=torch.zeros(60), class_order=1993), "`class_order` cuts by class"),
         (lambda: own(domains=torch.zeros(60)), "`test_domains` must be given with `domains`"),
+        (lambda: own(test_domains=torch.zeros(12), num_experiences=2), "`test_domains` go with `domains`"),
+        (lambda: own(test_lists=[[0]], num_experiences=2), "`lists` and `test_lists` go together"),
+        (lambda: Ten(5, shots=5, val_fraction=0.1), "`shots` are all trained on: it cannot go with `val_fraction`"),
+        (lambda: Ten(5, blurry="fixed", blurry_seed=-1), "`blurry_seed` must be 0 or more, got -1"),
         (lambda: own(domains=torch.zeros(59), test_domains=torch.zeros(12)), "`domains` must hold one number per"),
         (lambda: own(domains=torch.zeros(60), test_domains=torch.ones(12)), "must be the same domains, got [0.0]"),
         (lambda: own(lists=[[0]], test_lists=[[0], [1]]), "`test_lists` must be of one length, got 1 and 2"),
         (lambda: own(lists=[[0, 60]], test_lists=[[0]]), "`lists` must hold indices in [0, 60)"),
         (lambda: own(lists=[[0]], test_lists=[[12]]), "`test_lists` must hold indices in [0, 12)"),
-        (lambda: own(lists=[[0]], test=None), "`lists` go with test samples of their own"),
+        (lambda: own(lists=[[0]], test_lists=[[0]], test=None), "`lists` go with test samples of their own"),
         (lambda: own(test=None, num_experiences=3, test_fraction=1.0), "`test_fraction` must be in (0, 1), got 1.0"),
         (lambda: Shifted(Few(), 0), "`num_experiences` must be 1 or more, got 0"),
     ],
