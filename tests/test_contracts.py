@@ -451,6 +451,7 @@ def check_core(ranks: list[dict[str, Any]]) -> None:
     assert all(found["sum"] == 3 for found in core)
     assert [int(found["own"]) for found in core] == [1, 2]
     assert all(found["objects"] == ["rank 0", "rank 1"] for found in core)
+    assert not same(core[0]["drawn"], core[1]["drawn"]), "augmentation and dropout are the same on both ranks"
     assert same(core[0]["extra_loss"], core[1]["extra_loss"])
     alone = learn([Core()], seeded(drop=0.0), TinyStream(), precision="64-true")
     torch.testing.assert_close(core[0]["extra_loss"], alone.weights, rtol=1e-9, atol=1e-12)

@@ -45,6 +45,7 @@ class Core(ContinualCallback):
             "gathered": gather_rows(trainer, rows),
             "objects": gather_objects(trainer, f"rank {rank}"),
             "statistics": torch.cat([batch[0] for batch in statistics_batches(trainer)]),
+            "drawn": torch.rand(3),
         }
 
 
