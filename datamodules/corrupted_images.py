@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.corruptions import Segment, corrupt
 from lightning_cl.loader import permutation
-from lightning_cl.samples import Samples, TensorData
-from lightning_cl.scenarios import check_samples
+from lightning_cl.samples import Samples, TensorData, check_samples
 from lightning_cl.segments import SegmentStream
 from lightning_cl.sources import make_source
 from lightning_cl.utilities import derive_seed
@@ -107,7 +107,9 @@ class _Corrupted(TensorData):
         super().__init__(clean.inputs, clean.targets, clean.indices)
         self.segment = segment
         self.seed = seed
-        self.kept: dict[str, Tensor] | None = {} if in_memory else None  # one for all parts of these samples
+        # Filled as images are asked for; one for all parts of these samples.
+        self.kept = torch.zeros_like(clean.inputs) if in_memory else None
+        self.made = torch.zeros(len(clean.inputs), dtype=torch.bool)
 
     @override
     def batch(self, index: Tensor) -> list[Tensor]:
@@ -115,6 +117,8 @@ class _Corrupted(TensorData):
         at = self.indices[index]
         if self.kept is None:
             return [corrupt(x, *self.segment, self.seed, at), *columns]
-        if "x" not in self.kept:
-            self.kept["x"] = corrupt(self.inputs, *self.segment, self.seed)
-        return [self.kept["x"].index_select(0, at), *columns]
+        new = ~self.made[at]
+        if new.any():
+            self.kept[at[new]] = corrupt(x[new], *self.segment, self.seed, at[new])
+            self.made[at] = True
+        return [self.kept.index_select(0, at), *columns]

@@ -107,5 +107,9 @@ def targets_of(dataset: Any, key: str = "label", name: str = "targets") -> Tenso
 
 def _input_key(dataset: Any, target_key: str) -> int | str:
     """The first column that is not the label, in a data set of columns; else the first of a pair."""
+    from torch.utils.data import ConcatDataset, Subset
+
+    if isinstance(dataset, Subset | ConcatDataset):
+        return _input_key(dataset.dataset if isinstance(dataset, Subset) else dataset.datasets[0], target_key)
     columns = [name for name in getattr(dataset, "column_names", ()) if name != target_key]
     return columns[0] if columns else 0

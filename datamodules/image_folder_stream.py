@@ -13,8 +13,9 @@ class ImageFolderStream(SourceStream):
         root: Folder with ``{train,test}/<class>/*`` (or ``val`` for ``test``), or with ``<class>/*``, of which
             ``test_fraction`` are cut off for testing. Classes are numbered in alphabetical order.
         num_experiences: Length of the stream; divides the number of classes unless ``convention`` is ``"facil"``.
-        image_size: Height and width in pixels. Up to 64 all images are read once and kept in memory as ``uint8``;
-            larger ones are read one by one, by ``num_workers`` processes.
+        image_size: Height and width in pixels. Up to 64 all images are read once and kept in memory as ``uint8``, and
+            in a hidden file in ``root`` for the next time; larger ones are read one by one, by ``num_workers``
+            processes.
         test_fraction: Part of each class that is for testing, where there are no folders for it.
         **kwargs: As for :class:`lightning_cl.SourceStream`.
 

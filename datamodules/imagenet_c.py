@@ -1,15 +1,17 @@
 """ImageNet-C: the validation images of ImageNet under 15 corruptions, for test-time adaptation."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from typing_extensions import override
 
+from lightning_cl.corruptions import Segment
 from lightning_cl.samples import ImageFiles, center_crop
 from lightning_cl.segments import SegmentStream
-from lightning_cl.sources.image_folder import image_shape
+from lightning_cl.sources.image_folder import check_listed, expect_classes, image_shape, scan
 
 GROUPS = ("noise", "blur", "weather", "digital")
 
@@ -30,8 +32,8 @@ class ImageNetC(SegmentStream):
         **kwargs: As for :class:`lightning_cl.segments.SegmentStream`.
 
     Raises:
-        FileNotFoundError: If a corruption or a listed image is missing.
-        ValueError: If there are more than 1 000 classes.
+        FileNotFoundError: If a corruption is missing.
+        ValueError: If a listed image is missing, or there are not 1 000 classes: labels are their positions.
     """
 
     test_only = (
@@ -53,7 +55,7 @@ class ImageNetC(SegmentStream):
         super().__init__(1000, image_shape(image_size), eval_batch_size=eval_batch_size, mean=mean, std=std, **kwargs)
         self.root = Path(root).expanduser()
         self.image_list = image_list
-        self._transform: Any = None
+        self._files: dict[Segment, ImageFiles] = {}
 
     @override
     def prepare_data(self) -> None:
@@ -64,21 +66,25 @@ class ImageNetC(SegmentStream):
     def dataset(self, experience: int, train: bool) -> ImageFiles:
         if train:
             raise ValueError(self.test_only)
-        folder = self._folder(*self.segments[experience])
-        classes = {name: label for label, name in enumerate(sorted(p.name for p in folder.iterdir() if p.is_dir()))}
-        if not 0 < len(classes) <= self.num_classes:
-            raise ValueError(
-                f"{str(folder)!r} should hold a folder for each of 1 000 classes, and holds {len(classes)}."
-            )
-        names = self._listed() if self.image_list else sorted(f"{p.parent.name}/{p.name}" for p in folder.glob("*/*.*"))
-        if missing := [name for name in names if not (folder / name).is_file()]:
-            raise FileNotFoundError(
-                f"{len(missing)} images of `image_list` are not in {str(folder)!r}, the first is {missing[0]!r}."
-            )
-        if self._transform is None:
-            self._transform = center_crop(self.input_shape[1])
-        labels = torch.tensor([classes[name.split("/")[0]] for name in names])
-        return ImageFiles([folder / name for name in names], labels, self._transform)
+        segment = self.segments[experience]
+        if segment not in self._files:
+            self._files[segment] = self._read(self._folder(*segment))
+        return self._files[segment]
+
+    def _read(self, folder: Path) -> ImageFiles:
+        classes = expect_classes(folder, self.num_classes)
+        if self.image_list is None:
+            paths, labels = scan(folder, classes)
+        else:
+            names, position = self._listed(), {name: label for label, name in enumerate(classes)}
+            paths = [str(folder / name) for name in names]
+            check_listed(paths, Path(self.image_list))
+            labels = torch.tensor([position[name.split("/")[0]] for name in names])
+        return ImageFiles(paths, labels, self._transform)
+
+    @cached_property
+    def _transform(self) -> Any:
+        return center_crop(self.input_shape[1])
 
     def _folder(self, corruption: str, severity: int) -> Path:
         bases = [self.root, self.root / "ImageNet-C"]

@@ -9,8 +9,7 @@ from typing_extensions import override
 
 from lightning_cl.loader import permutation
 from lightning_cl.pixels import in_memory
-from lightning_cl.samples import TensorData
-from lightning_cl.scenarios import check_samples
+from lightning_cl.samples import TensorData, check_samples
 from lightning_cl.sources import make_source
 from lightning_cl.stream import StreamDataModule
 from lightning_cl.utilities import derive_seed

@@ -13,11 +13,12 @@ from typing_extensions import override
 
 from lightning_cl.nevis22 import CLASSES, Variant
 from lightning_cl.nevis22 import data_sets as named_stream
-from lightning_cl.samples import ImageFiles, Samples, TensorData, center_crop
-from lightning_cl.scenarios import check_samples
+from lightning_cl.samples import ImageFiles, Samples, TensorData, center_crop, check_samples
 from lightning_cl.sources import SOURCES, make_source
 from lightning_cl.sources.base import Source
 from lightning_cl.sources.image_folder import ImageFolder
+from lightning_cl.sources.mnist import IDXSource
+from lightning_cl.spelling import nearest
 from lightning_cl.stream import StreamDataModule
 
 
@@ -52,8 +53,8 @@ class NevisStream(StreamDataModule):
         shuffle_seed: Of these, shuffle the data sets within each year, as the authors' code does with this seed.
         image_size: Height and width.
         channels: 3, or 1 for grey.
-        skip_missing: Leave out data sets that are not there, with a warning, instead of raising an error. A figure then
-            belongs to the list in ``stream.data_sets``, which is also in every checkpoint.
+        skip_missing: Leave out data sets that are not there and cannot be downloaded, with a warning, instead of
+            raising an error. A figure then belongs to the list in ``stream.data_sets``, which is in every checkpoint.
         download: Download missing files where that is possible.
         task_labels: Add the task label as a third column to each batch.
         mean: Mean that is subtracted from pixels in ``[0, 1]``: one, or one per channel.
@@ -114,8 +115,26 @@ class NevisStream(StreamDataModule):
 
     @override
     def prepare_data(self) -> None:
-        for source in self.sources.values():
-            source.prepare()
+        errors = {}
+        for name, source in self.sources.items():
+            try:
+                source.prepare()
+            except FileNotFoundError as error:
+                errors[name] = error
+        if errors:
+            others = f" Likewise missing: {', '.join([*errors][1:])}." if len(errors) > 1 else ""
+            raise FileNotFoundError(f"{next(iter(errors.values()))}{others}")
+        self._check_places()
+
+    def _check_places(self) -> None:
+        """MNIST and its kin name their files alike: with `root` their very folder, all would be the same images."""
+        places: dict[Path, str] = {}
+        for name, source in self.sources.items():
+            if isinstance(source, IDXSource) and (other := places.setdefault(source.place(), name)) != name:
+                raise ValueError(
+                    f"`root`: {other!r} and {name!r} would both be read from {str(source.place())!r}: put each into a "
+                    "folder of its own, as torchvision does."
+                )
 
     @override
     def dataset(self, experience: int, train: bool) -> Dataset[Any]:
@@ -180,7 +199,12 @@ def _source(name: str, root: str, image_size: int, download: bool) -> Source:
         return make_source(key, root, download)
     folder = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     path = Path(root).expanduser() / folder
-    return ImageFolder(str(path), image_size) if path.is_dir() or name not in CLASSES else _Absent(root, folder, name)
+    if path.is_dir():
+        return ImageFolder(str(path), image_size)
+    if name in CLASSES:
+        return _Absent(root, folder, name)
+    hint = nearest(name, [*SOURCES, *CLASSES])
+    raise FileNotFoundError(f"`data_sets`: {name!r} is the name of no data set, and {str(path)!r} no folder. {hint}")
 
 
 def _letters(name: str) -> str:
@@ -190,11 +214,11 @@ def _letters(name: str) -> str:
 class _Absent(Source):
     """A data set of NEVIS'22 that is not there: its classes are known, so that the stream can be looked at."""
 
-    name = "A data set of NEVIS'22"
     remedy = "Make these folders, and then the stream anew."
 
     def __init__(self, root: str, folder: str, name: str) -> None:
         super().__init__(root)
+        self.name = f"{name} of NEVIS'22"
         self.folder = folder
         self.num_classes = CLASSES[name]
 
@@ -232,6 +256,6 @@ class _Resized(TensorData):
 
         x, *rest = super().batch(index)
         channels, *size = self.shape
-        if x.shape[1] != channels:
-            x = x.repeat(1, 3, 1, 1) if channels == 3 else rgb_to_grayscale(x)
-        return [resize(x, size, antialias=True), *rest]
+        if x.shape[1] > channels:
+            x = rgb_to_grayscale(x)
+        return [resize(x, size, antialias=True).expand(-1, channels, -1, -1), *rest]

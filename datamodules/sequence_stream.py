@@ -78,9 +78,8 @@ def from_scenario(scenario: Any, test: Any = None, **kwargs: Any) -> SequenceStr
     """
     if hasattr(scenario, "train_stream") and hasattr(scenario, "test_stream"):
         train, tested = list(scenario.train_stream), list(scenario.test_stream)
-        classes = [sorted(map(int, experience.classes_in_this_experience)) for experience in train]
         sets = [[experience.dataset for experience in experiences] for experiences in (train, tested)]
-        return SequenceStream(sets[0], sets[1], classes, int(scenario.n_classes), **kwargs)
+        return SequenceStream(sets[0], sets[1], [*map(_classes_of, train)], **kwargs)
     if not (hasattr(scenario, "nb_classes") and hasattr(scenario, "__getitem__") and hasattr(scenario, "__len__")):
         raise TypeError(
             "`scenario` must be a Continuum scenario (`nb_classes`, a length, task sets) or an Avalanche benchmark "
@@ -91,6 +90,12 @@ def from_scenario(scenario: Any, test: Any = None, **kwargs: Any) -> SequenceStr
     train, tested = ([part[i] for i in range(len(part))] for part in (scenario, test))
     classes = [sorted(map(int, task.get_classes())) for task in train]
     return SequenceStream(train, tested, classes, int(scenario.nb_classes), **kwargs)
+
+
+def _classes_of(experience: Any) -> list[int]:
+    """The classes of an experience of Avalanche, some of whose generators leave them out."""
+    classes = getattr(experience, "classes_in_this_experience", None)
+    return sorted({*map(int, experience.dataset.targets if classes is None else classes)})
 
 
 class _Pairs(torch.utils.data.Dataset[Any]):

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from typing_extensions import override
 
 from lightning_cl.checkpoint import CheckpointError, find_last
 from lightning_cl.logger import RunLogger
-from lightning_cl.report import print_accuracies, write_atomic
+from lightning_cl.report import print_accuracies, print_report, write_atomic
 from lightning_cl.run import StreamResult, evaluate_stream, fit_stream, holds_a_run
 from lightning_cl.shipped import config_path, import_plugins, plugins
 from lightning_cl.spelling import nearest
@@ -24,6 +25,13 @@ from lightning_cl.stream import StreamDataModule
 
 RUN_DIR = "LIGHTNING_CL_RUN_DIR"
 """Environment variable by which the first process tells those that it starts the folder of the run."""
+
+
+OTHERS = {
+    "CropFlip": "augment",
+    **dict.fromkeys(["PowerLaw", "Uniform", "Exponential", "RisingPower"], "revisit"),
+}
+"""Classes for arguments of streams, which have no short name: a part of :mod:`lightning_cl` for each."""
 
 
 class ContinualParser(LightningArgumentParser):
@@ -49,12 +57,33 @@ class ContinualParser(LightningArgumentParser):
 def essence(message: str) -> str:
     """Reduce jsonargparse's account of every type that it tried to the sentence that helps."""
     key = re.search(r'Parser key "([\w.]+)"', message)
+    if mistyped := _mistyped(message):
+        return mistyped
     bullets = re.findall(r"^ *- (.+?)(?=^ *- |^ *Given value|\Z)", message, re.MULTILINE | re.DOTALL)
     lines = [" ".join(bullet.split()) for bullet in bullets]
+    lines = [re.sub(r"^Problem with given class_path '[\w.]+': Parser key \"\w+\": ?", "", line) for line in lines]
     tried = r"NoneType|'lightning\.Callback'|not accessible|^Not a valid subclass|^a class path|^a dict with"
-    lines = [line for line in lines if not re.search(tried, line)]
+    lines = [line for line in lines if line and not re.search(tried, line)]
     said = " ".join(dict.fromkeys(map(_with_hint, lines))) if lines else message
     return f"`{key[1]}`: {said}" if key and lines else said
+
+
+def _mistyped(message: str) -> str:
+    """What to give instead of a value that is of none of an argument's types; empty if that is not what happened."""
+    inner = message[max(message.rfind('Parser key "'), 0) :]
+    kind = r"<class '[\w.]+'>|typing\.Literal\[.*\]|collections\.abc\.\S+"
+    if single := re.search(rf"Expected a ({kind})\. Got value: (.*)", inner):
+        types, value = single.groups()
+    else:
+        errors = re.findall(r"^ *- (.*)", inner, re.MULTILINE)
+        several = re.search(r"Subtypes: \[(.*)\](?s:.*?)Given value: (.*)", inner)
+        if not (several and errors and all(re.match(rf"Expected a ({kind})", error) for error in errors)):
+            return ""
+        types, value = several.groups()
+    words = re.sub(r"<class '([\w.]+)'>", r"\1", types).replace("collections.abc.Sequence[", "list[")
+    words = re.sub(r"(, )?NoneType", "", words).replace("typing.Literal", "one of ").replace(", list", " or list")
+    key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
+    return f"`{key}` must be {words}, got {value}."
 
 
 def _with_hint(line: str) -> str:
@@ -65,8 +94,11 @@ def _with_hint(line: str) -> str:
         parser.add_class_arguments(getattr(importlib.import_module(module), name))
         return f"{name} has no argument `{match[2]}`. {nearest(match[2], list(parser.get_defaults().keys()))}"
     if match := re.search(r"Expected a dot import path string: (\S+)", line):
-        names = [name for package in plugins() for name in dir(package)]
-        return f"There is no class {match[1]!r}. {nearest(match[1], names)}"
+        names = [name for package in plugins() for name in dir(package) if name[0].isupper()]
+        hint = nearest(match[1], [*names, *OTHERS])
+        for name, module in OTHERS.items():
+            hint = hint.replace(f"'{name}'", f"'lightning_cl.{module}.{name}'")
+        return f"There is no class {match[1]!r}. {hint}"
     return line
 
 
@@ -193,7 +225,8 @@ class ContinualCLI(LightningCLI):
         ckpt_path, given = config["ckpt_path"], config["run"]["dir"]
         if "LOCAL_RANK" in os.environ and RUN_DIR in os.environ:
             return Path(os.environ[RUN_DIR])
-        folder = Path(given) if given else Path("runs", "-".join(self.config_names) or "run")
+        stream = type(config["data"]).__name__
+        folder = Path(given) if given else Path("runs", "-".join(self.config_names) or stream)
         if not given and ckpt_path not in (None, "last"):
             own = Path(ckpt_path).resolve().parent
             own = own.parent if own.name == "checkpoints" else own
@@ -218,13 +251,17 @@ class ContinualCLI(LightningCLI):
         datamodule = _given(datamodule)
         options = {key: value for key, value in self.config_init["fit"]["run"].items() if key != "dir"}
         self.result = fit_stream(self.trainer, model, datamodule, ckpt_path, **options)
+        if self.trainer.is_global_zero and self.trainer.progress_bar_callback is None:  # else it is printed there
+            print_report(self.result.accuracy_matrix, self.result.summary, self.result.run_dir)
 
     def test(
         self, model: LightningModule, datamodule: StreamDataModule | None = None, ckpt_path: str | None = None
     ) -> None:
         """Measure a checkpoint on every experience of the stream."""
         stream = _given(datamodule)
-        accuracies = evaluate_stream(self.trainer, model, stream, ckpt_path)
+        with warnings.catch_warnings():  # a checkpoint is only read: where further ones would go is of no interest
+            warnings.filterwarnings("ignore", "The dirpath has changed from")
+            accuracies = evaluate_stream(self.trainer, model, stream, ckpt_path)
         if self.trainer.is_global_zero:
             print_accuracies(accuracies, [stream.name_of(j) for j in range(len(stream))])
 

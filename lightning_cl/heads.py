@@ -15,8 +15,10 @@ class GrowingHead(nn.Module):
     """A linear classifier that gets a row of weights for a class when the class is first seen.
 
     Scores have the width of all classes from the start; that of a class without a row is minus infinity, so that it has
-    no part in a softmax and is never predicted. The parameters are those of one ``nn.Linear`` named ``linear``, whose
-    rows stand in order of appearance: an old class keeps its row, so that what methods keep by row stays valid.
+    no part in a softmax and is never predicted. Losses that weigh every score (a cross-entropy with label smoothing, a
+    distillation, a squared error) take the columns ``head.classes`` only. The parameters are those of one ``nn.Linear``
+    named ``linear``, whose rows stand in order of appearance: an old class keeps its row, so that what methods keep by
+    row stays valid.
 
     A new row starts as those of ``nn.Linear`` do, uniform in ``±1 / sqrt(in_features)``, as a function of ``seed`` and
     the class alone: neither the order of classes nor what was drawn before changes it. A checkpoint of any number of

@@ -179,15 +179,16 @@ def matrix_figure(R: Tensor, title: str | None = None) -> "Figure":
     return figure
 
 
-def matrix_table(R: Tensor, summary: Mapping[str, float]) -> "RenderableType":
-    """Lay out the accuracy matrix, in percent, and its summary for a terminal of 100 columns.
+def matrix_table(R: Tensor, summary: Mapping[str, float], width: int = 100) -> "RenderableType":
+    """Lay out the accuracy matrix, in percent, and its summary for a terminal.
 
-    Above twelve experiences the middle rows and columns are replaced by an ellipsis. Blank is what is blank in
-    :func:`matrix_figure`.
+    Above twelve experiences, or as many as fit, the middle rows and columns are replaced by an ellipsis. Blank is what
+    is blank in :func:`matrix_figure`.
 
     Args:
         R: Accuracy matrix ``(T, T)``.
         summary: Scalars as of :func:`lightning_cl.metrics.summary`; those it does not know are printed as they are.
+        width: Columns of the terminal.
 
     Returns:
         Something that ``rich.console.Console.print`` takes.
@@ -211,8 +212,9 @@ def matrix_table(R: Tensor, summary: Mapping[str, float]) -> "RenderableType":
     from rich.text import Text
 
     rows, shown = _rows(_shown(R)), list(range(len(R)))  # experiences, both of the rows and of the columns
-    if len(R) > _NUMBERS_UP_TO:
-        shown = [*range(6), -1, *range(len(R) - 5, len(R))]  # -1: the ellipsis
+    fitting = min(_NUMBERS_UP_TO, max((width - 7) // 7, 3))
+    if len(R) > fitting:
+        shown = [*range(fitting // 2), -1, *range(len(R) - (fitting - 1) // 2, len(R))]  # -1: the ellipsis
     names = ["…" if j < 0 else str(j) for j in shown]
     table = Table(box=None, padding=0)
     table.add_column("after ", style="bold", no_wrap=True)
@@ -247,7 +249,7 @@ def print_report(
     from rich.text import Text
 
     console = Console() if console is None else console
-    console.print(matrix_table(R, summary))
+    console.print(matrix_table(R, summary, console.width))
     if run_dir is not None:
         console.print(Text(f"\nrun folder: {os.fspath(run_dir)}"), soft_wrap=True)  # in one piece, to be copied
 

@@ -323,6 +323,11 @@ class StreamRun(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._put_back_rng()
         self.consolidated = True  # seen only by checkpoints that are written after the other callbacks' turn
+        if not all(p.isfinite().all() for p in pl_module.parameters()):
+            rank_zero_warn(
+                f"Weights are no longer finite after experience {self.stream.current}: training has diverged. Lower "
+                "the learning rate, or the strength of a method."
+            )
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -138,7 +138,7 @@ class MapData(Samples):
     Args:
         dataset: The data set.
         targets: Its labels ``(N,)``, which then stand for those that it gives; ``None`` keeps what it gives.
-        key: Where the input is in a sample: its position, or its key in a dict.
+        input_key: Where the input is in a sample: its position, or its key in a dict.
         transform: Applied to the input; ``None`` turns a ``PIL.Image`` into ``uint8`` ``(C, H, W)``.
 
     Raises:
@@ -154,14 +154,14 @@ class MapData(Samples):
         self,
         dataset: Any,
         targets: Tensor | None = None,
-        key: int | str = 0,
+        input_key: int | str = 0,
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
-        if targets is None and key != 0:
-            raise ValueError(f"`key` says where the input is, and `targets` must then be given, got {key!r} and None.")
+        if targets is None and input_key != 0:
+            raise ValueError(f"`input_key` {input_key!r} says where the input is: `targets` must be given too.")
         super().__init__(len(dataset), targets)
         self.dataset = dataset
-        self.key = key
+        self.input_key = input_key
         self.transform = as_tensor if transform is None else transform
 
     @override
@@ -171,7 +171,11 @@ class MapData(Samples):
             if isinstance(sample, Mapping):
                 raise ValueError("`targets` must be given where samples are dicts.")
             return self.labelled([self.transform(sample[0]), *sample[1:]], index)
-        return self.labelled(self.transform(sample[self.key]), index)
+        if isinstance(sample, Mapping) and self.input_key not in sample:
+            raise ValueError(
+                f"`input_key` must be one of {list(sample)}, as samples are dicts, got {self.input_key!r}."
+            )
+        return self.labelled(self.transform(sample[self.input_key]), index)
 
 
 class ImageFiles(Samples):
@@ -259,6 +263,21 @@ def joined(parts: Sequence[Any]) -> Any:
         tasks = None if first.tasks is None else torch.cat([part.tasks for part in parts])
         return first._replaced(indices=torch.cat([part.indices for part in parts]), tasks=tasks)
     return _JoinedTensors(parts) if all(isinstance(part, TensorData) for part in parts) else ConcatDataset(parts)
+
+
+def check_samples(data: Samples, num_classes: int, input_shape: tuple[int, ...], train: bool) -> None:
+    """Look whether samples are what a stream says of them.
+
+    Raises:
+        ValueError: If shapes or labels are others, or a class has no training sample.
+    """
+    if isinstance(data, TensorData) and (found := tuple(data.inputs.shape[1:])) != tuple(input_shape):
+        raise ValueError(f"`input_shape` is {tuple(input_shape)}, and the samples are of shape {found}.")
+    labels, classes = set(torch.unique(data.labels).tolist()), set(range(num_classes))
+    if out := sorted(labels - classes):
+        raise ValueError(f"Labels must be in [0, {num_classes}) (`num_classes`), got {out}.")
+    if train and (empty := sorted(classes - labels)):
+        raise ValueError(f"`num_classes` is {num_classes}, and there is no training sample of {empty}.")
 
 
 def read_image(path: str | Path) -> Any:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_cl.blurry import i_blurry, si_blurry
 from lightning_cl.loader import permutation
-from lightning_cl.samples import Samples, TensorData
+from lightning_cl.samples import Samples, TensorData, check_samples
 from lightning_cl.sources.base import Source
 from lightning_cl.splits import (
     Convention,
@@ -60,8 +60,9 @@ class ClassStream(StreamDataModule):
             2023; also the generalised streams of G-ACIL, Zhuang et al., NeurIPS 2024), ``"fixed"`` (its form with equal
             shares), or ``"i-blurry"`` (by the rule of the published lists of Koh et al., ICLR 2022). An experience is
             tested on the classes that were dealt to it; if none was, on all that occur in it.
-        disjoint_percent: Of a blurry stream, the percentage of classes that occur in one experience only.
-        blurry_percent: Of a blurry stream, the percentage of samples of the other classes that change places.
+        disjoint_percent: Of a blurry stream, the percentage of classes that occur in one experience; ``None`` is 50.
+        blurry_percent: Of a blurry stream, the percentage of samples of the other classes that change places; ``None``
+            is 10.
         blurry_seed: Fixes who is dealt what in a blurry stream; ``None`` is ``seed``.
         **kwargs: As for :class:`StreamDataModule`.
 
@@ -85,8 +86,8 @@ class ClassStream(StreamDataModule):
         relabel: bool = False,
         shots: int | None = None,
         blurry: Literal["stochastic", "fixed", "i-blurry"] | None = None,
-        disjoint_percent: int = 50,
-        blurry_percent: int = 10,
+        disjoint_percent: int | None = None,
+        blurry_percent: int | None = None,
         blurry_seed: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -102,22 +103,31 @@ class ClassStream(StreamDataModule):
         if blurry_seed is not None and blurry_seed < 0:
             raise ValueError(f"`blurry_seed` must be 0 or more, got {blurry_seed}.")
         for name, value in {"disjoint_percent": disjoint_percent, "blurry_percent": blurry_percent}.items():
-            if not 0 <= value <= 100:
+            if value is not None and not 0 <= value <= 100:
                 raise ValueError(f"`{name}` must be in [0, 100], got {value}.")
+            if value is not None and blurry is None:
+                raise ValueError(f"`{name}` is for a `blurry` stream: set that too, or leave it out.")
         if blurry not in (None, "stochastic", "fixed", "i-blurry"):
             raise ValueError(f"`blurry` must be 'stochastic', 'fixed' or 'i-blurry', got {blurry!r}.")
-        others = {"class_order": class_order, "base_classes": base_classes, "increment": increment, "shots": shots}
-        for name, given in {**others, "relabel": relabel, "task_labels": kwargs.get("task_labels")}.items():
-            if blurry and given not in (None, False):
-                raise ValueError(f"`blurry` deals the classes by the seed: it cannot go with `{name}`, got {given}.")
+        contradictions = {
+            "class_order": class_order is not None,
+            "convention": convention == "mammoth",
+            "base_classes": base_classes is not None,
+            "increment": increment is not None,
+            "relabel": relabel,
+            "shots": shots is not None,
+            "task_labels": kwargs.get("task_labels"),
+        }
+        if blurry and (given := [name for name, on in contradictions.items() if on]):
+            raise ValueError(f"`blurry` deals the classes at random: it cannot go with `{given[0]}`.")
         self._new_label = label_map(order, convention) if relabel else None
         if self._new_label is not None:
             groups = [[self._new_label[c] for c in group] for group in groups]
         super().__init__(groups, num_classes, input_shape, **kwargs)
         self.shots = shots
         self.blurry = blurry
-        self.disjoint_percent = disjoint_percent
-        self.blurry_percent = blurry_percent
+        self.disjoint_percent = 50 if disjoint_percent is None else disjoint_percent
+        self.blurry_percent = 10 if blurry_percent is None else blurry_percent
         self.blurry_seed = self.seed if blurry_seed is None else blurry_seed
         self.convention = convention
         self._order_of_classes = order
@@ -303,13 +313,14 @@ class OwnStream(ClassStream):
 
     Args:
         train: The training samples.
-        test: The test samples; ``None`` cuts ``test_fraction`` off the training samples, of each class.
+        test: The test samples; ``None`` cuts ``test_fraction`` off the training samples, of each class or domain.
         num_experiences: Length of the stream, by class.
         domains: The domain of each training sample ``(N,)``, any integers: one experience per domain, ascending.
         test_domains: The domain of each test sample; where test samples are cut off, they bring their own.
         lists: The training samples of each experience, as indices.
         test_lists: The test samples of each experience, likewise.
-        test_fraction: Part of each class that is for testing, if there are no test samples, in ``(0, 1)``.
+        test_fraction: Part of each class (or domain) that is for testing, if there are no test samples, in ``(0, 1)``;
+            ``None`` is 0.2.
         num_classes: Number of classes; ``None`` is the largest label and one.
         **kwargs: As for :class:`ClassStream`.
 
@@ -327,10 +338,15 @@ class OwnStream(ClassStream):
         test_domains: Tensor | None = None,
         lists: Sequence[Sequence[int]] | None = None,
         test_lists: Sequence[Sequence[int]] | None = None,
-        test_fraction: float = 0.2,
+        test_fraction: float | None = None,
         num_classes: int | None = None,
         **kwargs: Any,
     ) -> None:
+        if test_fraction is not None and test is not None:
+            raise ValueError("`test_fraction` is for samples without others to test on: leave it out.")
+        fraction = 0.2 if test_fraction is None else test_fraction
+        for name, samples in {"train": train, "test": test}.items():
+            _check_labels(name, samples)
         if domains is not None and lists is not None:
             raise ValueError("`domains` and `lists` both cut the stream: leave one out.")
         if (lists is None) != (test_lists is None):
@@ -345,14 +361,20 @@ class OwnStream(ClassStream):
         if test is None:
             if lists is not None:
                 raise ValueError("`lists` go with test samples of their own: give those and `test_lists`.")
-            kept, held_out = cut_off(train.labels, test_fraction)
+            by_label = train.labels.argsort(stable=True)
             if domains is not None:
                 domains = _numbers("domains", domains, len(train))
+            kept, held_out = cut_off((train.labels if domains is None else domains)[by_label], fraction)
+            kept, held_out = by_label[kept].sort().values, by_label[held_out].sort().values
+            if domains is not None:
+                if small := sorted({*domains[kept].tolist()} ^ {*domains[held_out].tolist()}):
+                    raise ValueError(f"`domains` {small} have too few samples to hold some out (`test_fraction`).")
                 domains, test_domains = domains[kept], domains[held_out]
             train, test = train.subset(kept), train.subset(held_out)
         if num_classes is None:
             num_classes = int(max(train.labels.max(), test.labels.max())) + 1
         shape = tuple(train[0][0].shape)
+        check_samples(train, num_classes, shape, train=True)
         super().__init__(num_classes, shape, num_experiences if by_class else 1, **kwargs)
         self._samples = {True: train, False: test}
         self._lists: dict[bool, list[Tensor]] | None = None
@@ -391,10 +413,9 @@ class OwnStream(ClassStream):
 
 ONLY_BY_CLASS = {
     **dict.fromkeys(["num_experiences", "class_order", "base_classes", "increment", "shots", "blurry", "blurry_seed"]),
+    **dict.fromkeys(["disjoint_percent", "blurry_percent"]),
     "convention": "pycil",
     "relabel": False,
-    "disjoint_percent": 50,
-    "blurry_percent": 10,
 }
 """Arguments that cut by class, with their defaults."""
 
@@ -412,6 +433,16 @@ def _lists_of_domains(
     return by_domain(domains), by_domain(test_domains)
 
 
+def _check_labels(name: str, samples: Samples | None) -> None:
+    if samples is None:
+        return
+    if not len(samples):
+        raise ValueError(f"`{name}` must hold samples, got none.")
+    if samples.labels.ndim != 1 or samples.labels.min() < 0:
+        what = f"of shape {tuple(samples.labels.shape)} from {samples.labels.min()}"
+        raise ValueError(f"The labels of `{name}` must be class numbers, 0 or more, one for each sample, got {what}.")
+
+
 def _numbers(name: str, values: Any, count: int) -> Tensor:
     found = torch.as_tensor(values)
     if len(found) != count:
@@ -424,18 +455,3 @@ def _digest(tensors: Sequence[Tensor]) -> str:
     for tensor in tensors:
         digest.update(len(tensor).to_bytes(8, "little") + tensor.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def check_samples(data: Samples, num_classes: int, input_shape: tuple[int, ...], train: bool) -> None:
-    """Look whether samples are what a stream says of them.
-
-    Raises:
-        ValueError: If shapes or labels are others, or a class has no training sample.
-    """
-    if isinstance(data, TensorData) and (found := tuple(data.inputs.shape[1:])) != tuple(input_shape):
-        raise ValueError(f"`input_shape` is {tuple(input_shape)}, and the samples are of shape {found}.")
-    labels, classes = set(torch.unique(data.labels).tolist()), set(range(num_classes))
-    if out := sorted(labels - classes):
-        raise ValueError(f"Labels must be in [0, {num_classes}) (`num_classes`), got {out}.")
-    if train and (empty := sorted(classes - labels)):
-        raise ValueError(f"`num_classes` is {num_classes}, and there is no training sample of {empty}.")

@@ -6,11 +6,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.corruptions import CORRUPTIONS, Segment, cotta_order, gradual_schedule, standard_schedule
-from lightning_cl.samples import TensorData
+from lightning_cl.samples import TensorData, check_samples
 from lightning_cl.sources.base import Source
 from lightning_cl.stream import StreamDataModule
 
@@ -27,9 +26,9 @@ class SegmentStream(StreamDataModule):
         input_shape: Shape of one sample, ``(C, H, W)``.
         schedule: ``"standard"``: each corruption once at ``severity``, as in CoTTA (Wang et al., CVPR 2022).
             ``"gradual"``: severities that rise and fall, 131 segments for all 15 corruptions.
-        severity: Severity of the standard schedule, 1 to 5.
-        corruptions: The corruptions in their order; ``None`` is all 15 in CoTTA's. A number 0 to 9 is one of the ten
-            orders over which CoTTA averages.
+        severity: Severity of the standard schedule, 1 to 5; ``None`` is 5.
+        corruptions: One corruption, or several in their order; ``None`` is all 15 in CoTTA's. A number 0 to 9 is one of
+            the ten orders over which CoTTA averages.
         **kwargs: As for :class:`StreamDataModule`.
 
     Raises:
@@ -42,21 +41,19 @@ class SegmentStream(StreamDataModule):
         input_shape: tuple[int, ...],
         *,
         schedule: Literal["standard", "gradual"] = "standard",
-        severity: int = 5,
-        corruptions: int | Sequence[str] | None = None,
+        severity: int | None = None,
+        corruptions: int | str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(corruptions, int):
-            corruptions = cotta_order(corruptions)
-        if isinstance(corruptions, str):
-            corruptions = (corruptions,)
-        names = CORRUPTIONS if corruptions is None else tuple(corruptions)
-        if not names:
-            raise ValueError("`corruptions` must name at least one corruption, got none.")
         if schedule not in ("standard", "gradual"):
             raise ValueError(f"`schedule` must be 'standard' or 'gradual', got {schedule!r}.")
-        standard = standard_schedule(names, severity)  # also checks `severity`
-        self.segments: list[Segment] = standard if schedule == "standard" else gradual_schedule(names)
+        names = _ordered(corruptions)
+        if schedule == "standard":
+            self.segments: list[Segment] = standard_schedule(names, 5 if severity is None else severity)
+        elif severity is None:
+            self.segments = gradual_schedule(names)
+        else:
+            raise ValueError(f"`severity` is for the standard `schedule`, the gradual one has all: got {severity}.")
         super().__init__([range(num_classes)] * len(self.segments), num_classes, input_shape, **kwargs)
 
     @override
@@ -66,6 +63,20 @@ class SegmentStream(StreamDataModule):
     @override
     def shape(self) -> dict[str, Any]:
         return {**super().shape(), "segments": [list(segment) for segment in self.segments]}
+
+
+def _ordered(corruptions: int | str | Sequence[str] | None) -> Sequence[str]:
+    if corruptions is None:
+        return CORRUPTIONS
+    if isinstance(corruptions, str):
+        return (corruptions,)
+    if isinstance(corruptions, int):
+        if isinstance(corruptions, bool) or not 0 <= corruptions < 10:
+            raise ValueError(f"`corruptions` must be names or one of the orders 0 to 9, got {corruptions}.")
+        return cotta_order(corruptions)
+    if not corruptions:
+        raise ValueError("`corruptions` must name at least one corruption, got none.")
+    return corruptions
 
 
 class CorruptedFiles(SegmentStream):
@@ -110,7 +121,7 @@ class CorruptedFiles(SegmentStream):
             **kwargs,
         )
         self.root = Path(root).expanduser()
-        self._arrays: dict[str, tuple[Tensor, Tensor]] = {}
+        self._arrays: dict[str, TensorData] = {}
 
     @override
     def prepare_data(self) -> None:
@@ -129,15 +140,14 @@ class CorruptedFiles(SegmentStream):
         name, severity = self.segments[experience]
         if name not in self._arrays:
             self._arrays[name] = self._read(name)
-        images, labels = self._arrays[name]
-        count = len(images) // 5
-        return TensorData(images, labels, torch.arange((severity - 1) * count, severity * count))
+        count = len(self._arrays[name]) // 5
+        return self._arrays[name].subset(torch.arange((severity - 1) * count, severity * count))
 
     def _place(self) -> Path:
         inner = self.root / self.folder
         return inner if inner.is_dir() else self.root
 
-    def _read(self, name: str) -> tuple[Tensor, Tensor]:
+    def _read(self, name: str) -> TensorData:
         self.prepare_data()
         images, labels = load_rows(self._place() / f"{name}.npy"), load_rows(self._place() / "labels.npy")
         fits = images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3) and labels.shape == images.shape[:1]
@@ -146,7 +156,9 @@ class CorruptedFiles(SegmentStream):
                 f"{str(self._place() / f'{name}.npy')!r} should hold uint8 (5 N, 32, 32, 3) with as many labels in "
                 f"labels.npy, and holds {images.dtype} {images.shape} with {labels.shape}: get it again."
             )
-        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64))
+        data = TensorData(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64)))
+        check_samples(data, self.num_classes, self.input_shape, train=False)
+        return data
 
 
 def load_rows(path: Path) -> Any:

@@ -91,7 +91,7 @@ def overview() -> str:
         lines.append(f"  {name:<{width}} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
     lines += ["", "classes by short name (class_path: <name>):"]
     for package in plugins():
-        public = getattr(package, "__all__", None) or [name for name in dir(package) if not name.startswith("_")]
+        public = getattr(package, "__all__", None) or [name for name in dir(package) if name[0].isupper()]
         lines += textwrap.wrap(
             ", ".join(public), 100, initial_indent=f"  {package.__name__:<28} ", subsequent_indent=" " * 31
         )

@@ -93,8 +93,11 @@ def group_sizes(
         return base + _by_count(rest, num_experiences, len(base), convention)
     if increment is not None and num_experiences is None:
         return base + _by_increment(rest, increment)
+    if increment is None:
+        raise ValueError("`num_experiences` must be given, or the classes of each experience with `increment`.")
     raise ValueError(
-        f"Either `num_experiences` or `increment` must be given, and not both, got {num_experiences} and {increment}."
+        f"`num_experiences` and `increment` both cut the classes, got {num_experiences} and {increment}: leave one "
+        "out, or set `num_experiences` to null."
     )
 
 

@@ -245,7 +245,7 @@ class StreamDataModule(LightningDataModule):
             raise ValueError(f"`name` must be 'train', 'val' or 'test', got {name!r}.")
         self._check_index("experience", experience)
         if self.boundaries:
-            return self._part_of_group(experience, name)
+            return self._part_of_group(self.test_of(experience) if name == "test" else experience, name)
         groups = range(len(self._groups))
         if name != "test":
             return joined([self._part_of_group(group, name) for group in groups])
@@ -326,6 +326,11 @@ class StreamDataModule(LightningDataModule):
             raise ValueError(self.test_only)
         if self.task_labels and any(self.task_of(self.test_of(i)) != self.task_of(i) for i in range(len(self))):
             raise ValueError("`task_labels` must be off: experiences share test samples, which are of no one's task.")
+        if stage == "fit" and self.val_fraction and (none := [e.index for e in self.experiences if not e.num_val]):
+            raise ValueError(
+                f"`val_fraction` {self.val_fraction} is less than one sample of experiences {none}: set it higher, or "
+                "to 0."
+            )
         world_size = self._rank[1]
         if stage == "fit" and self.revisit is not None:
             sizes = [e.num_train for e in self.experiences]
@@ -343,13 +348,12 @@ class StreamDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _training_parts(self, name: str) -> list[Samples]:
-        if not self.boundaries:
-            return [self._part_of_group(group, name) for group in range(len(self._groups))]
         revisited = self.revisit if name == "train" else None
-        first = 0 if self.cumulative or revisited else self.current
-        parts = [self._part_of_group(i, name) for i in range(first, self.current + 1)]
+        first = 0 if self.cumulative or revisited or not self.boundaries else self.current
+        last = self.current if self.boundaries else len(self._groups) - 1
+        parts = [self._part_of_group(i, name) for i in range(first, last + 1)]
         if revisited is None:
-            return parts
+            return list({id(part): part for part in parts}.values())  # what comes again is there once
         sizes = [len(part) for part in parts]
         chosen = draw(revisited.counts(sizes), sizes, self.seed, self.current)
         return [part.subset(index) for part, index in zip(parts, chosen, strict=True) if len(index)]
@@ -382,7 +386,7 @@ class StreamDataModule(LightningDataModule):
         """The order of one epoch: a permutation, or without boundaries one of each group after the other."""
         if self.boundaries:
             return permutation(count, seed)
-        sizes = [len(self._part_of_group(group, "train")) for group in range(len(self._groups))]
+        sizes = [len(part) for part in self._training_parts("train")]
         parts = [permutation(size, derive_seed(seed, group)) for group, size in enumerate(sizes)]
         return torch.cat([part + sum(sizes[:group]) for group, part in enumerate(parts)])
 
@@ -442,6 +446,8 @@ class StreamDataModule(LightningDataModule):
             x = x.to(torch.float32).mul_(self._scale).add_(self._shift)
         elif self._normalizes:
             x = x * (255 * self._scale) + self._shift
+        if x.dtype == torch.float64 and getattr(self.trainer, "precision", None) != "64-true":
+            x = x.float()
         if self.trainer is not None:
             x = self.trainer.precision_plugin.convert_input(x)
         return [x, *rest]
@@ -466,7 +472,7 @@ class StreamDataModule(LightningDataModule):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.current = state_dict["current"]
+        self.current = min(state_dict["current"], len(self) - 1)  # in a test the stream may be another, shorter one
 
 
 def _named(classes: Sequence[int]) -> str:

@@ -146,6 +146,26 @@ def test_a_misspelt_key_in_a_file_is_named(capsys: pytest.CaptureFixture[str]) -
         ContinualCLI(["fit", "--config", "quikstart"])
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("data.class_order", "abc", "`data.class_order` must be int or list[int], got abc."),
+        ("data.mean", "0.5", "`data.mean` must be list[float], got 0.5."),
+        ("data.blurry", "much", "`data.blurry` must be one of ['stochastic', 'fixed', 'i-blurry'], got much."),
+        ("data.convention", "other", "`data.convention` must be one of ['pycil', 'facil', 'mammoth'], got other."),
+        ("data.num_workers", "x", "`data.num_workers` must be int, got x."),
+        ("data.augment", "CropFlip", "There is no class 'CropFlip'. Did you mean 'lightning_cl.augment.CropFlip'?"),
+        ("data.revisit", "PowerLow", "There is no class 'PowerLow'. Did you mean 'lightning_cl.revisit.PowerLaw'"),
+    ],
+)
+def test_a_value_of_another_type_is_named(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        ContinualCLI(["fit", "--config", "streams/split_digits", f"--{option}", value])
+    assert message in capsys.readouterr().err
+
+
 def test_a_bad_value_ends_the_command_with_its_sentence() -> None:
     for arguments, message in (
         (["--data.shots", "0"], "`shots` must be 1 or more, got 0."),

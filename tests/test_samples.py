@@ -98,13 +98,18 @@ def test_map_data_leaves_labels_to_the_samples_unless_told() -> None:
 def test_map_data_of_dicts_needs_targets() -> None:
     with pytest.raises(ValueError, match=r"`targets` must be given where samples are dicts"):
         _ = MapData([{"x": 1}])[0]
-    with pytest.raises(ValueError, match=r"`key` says where the input is, and `targets` must then be given, got 'x'"):
-        MapData([{"x": 1}], key="x")
+    with pytest.raises(ValueError, match=r"`input_key` 'x' says where the input is: `targets` must be given too"):
+        MapData([{"x": 1}], input_key="x")
+
+
+def test_input_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match=r"`input_key` must be one of \['image'\], as samples are dicts, got 0"):
+        _ = MapData([{"image": 1}], torch.tensor([0]))[0]
 
 
 def test_map_data_reads_dicts_images_and_arrays() -> None:
     rows = [{"image": Image.new("RGB", (3, 2), (1, 2, 3)), "label": 7}, {"image": np.ones(4), "label": 8}]
-    data = MapData(rows, torch.tensor([7, 8]), key="image")
+    data = MapData(rows, torch.tensor([7, 8]), input_key="image")
     assert (data[0][0].shape, data[0][0].dtype) == ((3, 2, 3), torch.uint8)
     assert data[0][0][:, 0, 0].tolist() == [1, 2, 3]
     assert torch.equal(data[1][0], torch.ones(4).double())

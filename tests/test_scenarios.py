@@ -245,7 +245,7 @@ def test_another_cut_of_the_same_sizes_is_another_stream() -> None:
 
 def test_defaults_that_are_spelled_out_are_no_contradiction() -> None:
     """A config that `--print_config` wrote says everything."""
-    spelled = {"class_order": None, "convention": "pycil", "relabel": False, "blurry_percent": 10, "shots": None}
+    spelled = {"class_order": None, "convention": "pycil", "relabel": False, "blurry_percent": None, "shots": None}
     assert len(own(domains=torch.arange(60) % 2, test_domains=torch.arange(12) % 2, **spelled)) == 2
 
 
@@ -268,6 +268,25 @@ def test_own_samples_by_list() -> None:
     assert [ids(stream.part(t, "train")) for t in (0, 1)] == [[3, 1], [0, 6]]
     assert [ids(stream.part(t, "test")) for t in (0, 1)] == [[102], [100, 101]]
     assert stream.classes == [(1, 3), (0,)]
+
+
+@pytest.mark.parametrize("labels", [[], [[0, 1]] * 4, [-1, 0, 1, 1]])
+def test_labels_that_are_no_class_numbers_are_refused(labels: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"`train` must (hold samples|be class numbers)"):
+        OwnStream(TensorData(torch.zeros(len(labels), 1), torch.tensor(labels)), num_experiences=1)
+
+
+def test_a_label_that_does_not_occur_is_named() -> None:
+    with pytest.raises(ValueError, match=r"`num_classes` is 4, and there is no training sample of \[1, 2\]"):
+        OwnStream(TensorData(torch.zeros(20, 1), torch.tensor([0, 3] * 10)), num_experiences=2)
+
+
+def test_a_part_of_each_domain_is_cut_off_over_all_of_its_classes() -> None:
+    train = TensorData(torch.arange(100).view(-1, 1), torch.arange(100) % 10)
+    stream = OwnStream(train, domains=torch.arange(100) // 20)
+    assert [(e.num_train, e.num_test) for e in stream.experiences] == [(16, 4)] * 5
+    assert [len(set(stream.part(t, "test").labels.tolist())) for t in range(5)] == [4] * 5
+    assert all(k // 20 == t for t in range(5) for k in ids(stream.part(t, "test")))
 
 
 def test_test_samples_are_cut_off_each_class() -> None:
@@ -338,8 +357,9 @@ def ids_of_images(data: Any) -> list[int]:
         (lambda: Ten(5, shots=0), "`shots` must be 1 or more, got 0"),
         (lambda: Ten(5, shots=41).part(1, "train"), "`shots`"),
         (lambda: Ten(5, blurry="much"), "`blurry` must be 'stochastic', 'fixed' or 'i-blurry', got 'much'"),
+        (lambda: Ten(5, blurry_percent=10), "`blurry_percent` is for a `blurry` stream: set that too, or leave it out"),
         (lambda: Ten(5, disjoint_percent=101), "`disjoint_percent` must be in [0, 100], got 101"),
-        (lambda: Ten(5, blurry="fixed", class_order=1993), "it cannot go with `class_order`, got 1993"),
+        (lambda: Ten(5, blurry="fixed", class_order=1993), "it cannot go with `class_order`"),
         (lambda: Ten(5, blurry="fixed", task_labels=True), "it cannot go with `task_labels`"),
         (lambda: Ten(5, boundaries=False, task_labels=True), "`boundaries=False` is a stream of one experience: it"),
         (lambda: Ten(5, boundaries=False, cumulative=True), "cannot go with `cumulative`"),
@@ -360,6 +380,11 @@ def ids_of_images(data: Any) -> list[int]:
         (lambda: own(lists=[[0, 60]], test_lists=[[0]]), "`lists` must hold indices in [0, 60)"),
         (lambda: own(lists=[[0]], test_lists=[[12]]), "`test_lists` must hold indices in [0, 12)"),
         (lambda: own(lists=[[0]], test_lists=[[0]], test=None), "`lists` go with test samples of their own"),
+        (lambda: own(num_experiences=3, test_fraction=0.5), "`test_fraction` is for samples without others to test on"),
+        (lambda: own(test=None, domains=torch.arange(60)), "have too few samples to hold some out (`test_fraction`)"),
+        (lambda: Ten(5, blurry="fixed", convention="mammoth"), "it cannot go with `convention`"),
+        (lambda: Ten(), "`num_experiences` must be given, or the classes of each experience with `increment`"),
+        (lambda: Ten(5, increment=2), "`num_experiences` and `increment` both cut the classes, got 5 and 2: leave one"),
         (lambda: own(test=None, num_experiences=3, test_fraction=1.0), "`test_fraction` must be in (0, 1), got 1.0"),
         (lambda: Shifted(Few(), 0), "`num_experiences` must be 1 or more, got 0"),
     ],

@@ -35,6 +35,10 @@ def test_standard_schedule_is_one_segment_for_each_corruption() -> None:
     assert [int(x[0, 0]) for x, _ in stream.test_dataloader()] == list(range(15))
 
 
+def test_one_corruption_may_be_named_by_itself() -> None:
+    assert Segments(corruptions="fog", severity=2).segments == [("fog", 2)]
+
+
 def test_gradual_schedule_is_in_the_state_that_a_resume_must_agree_with() -> None:
     stream = Segments(schedule="gradual", corruptions=3)
     assert len(stream) == 131
@@ -66,6 +70,12 @@ def test_batches_of_a_segment_are_as_many_as_published(tmp_path: Path) -> None:
     assert len(Published(tmp_path, eval_batch_size=200).test_dataloader()) == 15 * 50
 
 
+def test_labels_of_another_data_set_are_refused(tmp_path: Path) -> None:
+    write_arrays(tmp_path, "CIFAR-10-C", 100, each=1)
+    with pytest.raises(ValueError, match=r"Labels must be in \[0, 10\) \(`num_classes`\), got \[10, 11"):
+        Files(tmp_path).part(0, "test")
+
+
 def test_folder_itself_is_a_root_too(tmp_path: Path) -> None:
     write_arrays(tmp_path, "CIFAR-10-C", 10)
     assert len(Files(tmp_path / "CIFAR-10-C").part(0, "test")) == 20
@@ -87,7 +97,9 @@ def test_there_is_nothing_to_train_on(tmp_path: Path) -> None:
         ({"severity": 6}, "severity"),
         ({"corruptions": []}, "`corruptions` must name at least one corruption"),
         ({"corruptions": ["fogg"]}, "fog"),
-        ({"corruptions": 10}, "0 to 9, got 10"),
+        ({"corruptions": 10}, "`corruptions` must be names or one of the orders 0 to 9, got 10"),
+        ({"corruptions": True}, "`corruptions` must be names or one of the orders 0 to 9, got True"),
+        ({"schedule": "gradual", "severity": 3}, "`severity` is for the standard `schedule`"),
     ],
 )
 def test_bad_arguments_are_named(arguments: Any, message: str) -> None:

@@ -1,5 +1,6 @@
 """A source: one labelled image data set, where it lies and how it is read."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ class Source(ABC):
         download: Download missing files.
     """
 
-    name: ClassVar[str]
+    name: str
     """The data set's name in messages."""
     num_classes: int
     """Labels are in ``[0, num_classes)``."""
@@ -60,15 +61,34 @@ class Source(ABC):
         """What the data set is, in plain values: part of what a checkpoint must agree with."""
         return {"data_set": self.name, **{option: getattr(self, option) for option in self.options}}
 
+    def checksums(self) -> dict[str, str]:
+        """MD5 of published files by name, for :meth:`verified`."""
+        return {}
+
+    def verified(self, path: Path) -> Path:
+        """``path``, if it is what was published.
+
+        Raises:
+            ValueError: If its checksum is another.
+        """
+        expected = self.checksums().get(path.name)
+        if expected is not None and (found := hashlib.md5(path.read_bytes()).hexdigest()) != expected:
+            raise ValueError(f"{str(path)!r} has the MD5 checksum {found} and should have {expected}: get it again.")
+        return path
+
     def prepare(self) -> None:
         """Make sure that the files are there: download them if need be.
 
-        A download lands beside the data and is moved into place file by file when it is whole.
+        A download lands beside the data and is moved into place file by file when it is whole. If that is cut short it
+        is known the next time, and done anew.
 
         Raises:
             FileNotFoundError: If files are missing and cannot be had; says what, where, why and how to get them.
         """
-        if not (missing := self.missing()):
+        moving = self.root / f".{type(self).__name__}.moving"
+        if moving.exists():
+            missing = ["the rest of a download that was cut short"]
+        elif not (missing := self.missing()):
             return
         if not self.download:
             raise self._error(missing, "`download` is off")
@@ -78,7 +98,9 @@ class Source(ABC):
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.root, prefix=".download-") as folder:
                 self.fetch(Path(folder))
+                moving.touch()
                 move_into(Path(folder), self.root)
+                moving.unlink()
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "")
             raise self._error(missing, f"the download failed ({type(error).__name__}: {reason})") from error

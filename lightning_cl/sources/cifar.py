@@ -38,8 +38,15 @@ class CIFARSource(Source):
         getattr(datasets, type(self).__name__)(str(folder), download=True)
 
     @override
+    def checksums(self) -> dict[str, str]:
+        from torchvision import datasets
+
+        published = getattr(datasets, type(self).__name__)
+        return dict([*published.train_list, *published.test_list])
+
+    @override
     def load(self, train: bool) -> TensorData:
-        data, labels = zip(*[_read(path, self.key) for path in self._paths(train)], strict=True)
+        data, labels = zip(*[_read(self.verified(path), self.key) for path in self._paths(train)], strict=True)
         inputs = np.concatenate(data).reshape(-1, *self.input_shape)
         return TensorData(torch.from_numpy(inputs), torch.from_numpy(np.concatenate(labels)))
 

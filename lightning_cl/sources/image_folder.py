@@ -225,8 +225,8 @@ def decode_all(paths: Sequence[str], size: int, cache: Path | None = None) -> Te
     Args:
         paths: The files.
         size: Height and width.
-        cache: Folder where the result is kept and is memory-mapped the next time, as long as paths and sizes of the
-            files are the same. If it cannot be written to there is no cache; ``None`` is none.
+        cache: Folder where the result is kept (a hidden file) and is memory-mapped the next time, as long as paths,
+            sizes and dates of the files are the same. If it cannot be written to there is no cache; ``None`` is none.
 
     Returns:
         uint8, ``(len(paths), 3, size, size)``.
@@ -273,7 +273,8 @@ def _digest(paths: Sequence[str], folder: Path) -> str:
     """What changes if one of the files is another; the same if the folder has moved."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(os.fsencode(f"{path.removeprefix(str(folder))}\0{os.path.getsize(path)}\0"))
+        now = os.stat(path)
+        digest.update(os.fsencode(f"{path.removeprefix(str(folder))}\0{now.st_size}\0{now.st_mtime_ns}\0"))
     return digest.hexdigest()[:16]
 
 

@@ -56,7 +56,7 @@ class ImageNet(Source):
     ) -> None:
         super().__init__(root, download)
         self.subset = subset
-        self.wnids = None if subset is None or subset in SUBSETS else _read_wnids(Path(subset))
+        self.wnids = None if subset is None or subset in SUBSETS else _read_wnids(Path(subset).expanduser())
         self.num_classes = 1000 if subset is None else 100 if self.wnids is None else len(self.wnids)
         self.input_shape = image_shape(image_size)
 

@@ -12,6 +12,12 @@ from lightning_cl.sources.base import Source
 EMNISTSplit = Literal["balanced", "byclass", "bymerge", "letters", "digits", "mnist"]
 """The six cuts that the authors of EMNIST publish."""
 
+FIRST_TEST_LABELS = {
+    (7, 2, 1, 0, 4, 1, 4, 9, 5, 9): "MNIST",
+    (9, 2, 1, 1, 6, 1, 4, 6, 5, 7): "Fashion-MNIST",
+}
+"""By what data sets are told apart whose files have the same names."""
+
 _PLACES = "Put its four IDX files, plain or .gz, into {}/raw under `root`, or set `root` to their folder"
 
 
@@ -32,7 +38,7 @@ class IDXSource(Source):
 
     @override
     def missing(self) -> list[str]:
-        return [str(path.relative_to(self.root)) for path in self._lacking(self._place())]
+        return [str(path.relative_to(self.root)) for path in self._lacking(self.place())]
 
     @override
     def fetch(self, folder: Path) -> None:
@@ -42,16 +48,19 @@ class IDXSource(Source):
 
     @override
     def load(self, train: bool) -> TensorData:
-        paths = [_plain_or_zipped(path) for path in self._files(self._place(), train)]
+        paths = [_plain_or_zipped(path) for path in self._files(self.place(), train)]
         images, labels = map(read_idx, paths)
         if images.shape != (*labels.shape, 28, 28):
             raise ValueError(
                 f"{str(paths[0])!r} should hold an image of 28x28 pixels for each label in {paths[1].name!r}: its "
                 f"shape is {list(images.shape)}, and theirs {list(labels.shape)}. Get both again."
             )
+        found = FIRST_TEST_LABELS.get(tuple(labels[:10].tolist()), self.name)
+        if self.part(train) == "t10k" and found != self.name:
+            raise ValueError(f"{str(paths[1])!r} holds {found}, not {self.name}: set `root` to another folder.")
         return TensorData(images.unsqueeze(1), labels)
 
-    def _place(self) -> Path:
+    def place(self) -> Path:
         """The folder of the files; where none has all, the one that lacks the fewest."""
         return min((self.root / self.folder / "raw", self.root), key=lambda folder: len(self._lacking(folder)))
 

@@ -37,10 +37,16 @@ class SVHN(Source):
             SVHN(str(folder), split=split, download=True)
 
     @override
+    def checksums(self) -> dict[str, str]:
+        from torchvision.datasets import SVHN
+
+        return {name: md5 for _, name, md5 in SVHN.split_list.values()}
+
+    @override
     def load(self, train: bool) -> TensorData:
         from scipy.io import loadmat
 
-        with (path := self._path(train)).open("rb") as file:
+        with (path := self.verified(self._path(train))).open("rb") as file:
             try:
                 content = loadmat(file, variable_names=["X", "y"])
                 images, labels = content["X"], content["y"].astype(np.int64).ravel()

@@ -61,6 +61,12 @@ class TinyImageNet(Source):
             path = str(folder / "wnids.txt")
             raise ValueError(f"{path!r} should name {self.num_classes} classes and names {count}: get it again.")
         paths, targets = scan(folder / "train", wnids) if train else _annotated(folder / "val", wnids)
+        counts = targets.bincount(minlength=self.num_classes)
+        if train and (few := (counts < counts.max()).nonzero().flatten().tolist()):
+            raise ValueError(
+                f"{str(folder / 'train')!r} should hold equally many images of each class, and holds {counts[few[0]]} "
+                f"of {wnids[few[0]]!r} and {counts.max()} of others: get it again."
+            )
         return TensorData(decode_all(paths, 64, folder), targets)
 
     def _folder(self) -> Path:

@@ -49,6 +49,11 @@ def test_data_sets_of_others(data: Any) -> None:
     assert sum(len(labels) for _, labels in stream.train_dataloader()) == 12
 
 
+def test_parts_of_data_sets_of_columns() -> None:
+    parts = ConcatDataset([Subset(Columns(), range(12)), Subset(Columns(), range(12, 24))])  # type: ignore[arg-type]
+    assert [e.num_train for e in DatasetStream(parts, parts, num_experiences=2).experiences] == [12, 12]
+
+
 def test_transform_and_labels_of_the_user() -> None:
     stream = DatasetStream(
         Columns(),

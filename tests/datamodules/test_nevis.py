@@ -17,7 +17,7 @@ from lightning_cl.nevis22 import CLASSES
 from lightning_cl.samples import ImageFiles, TensorData
 from tests.helpers.contracts import LIGHTNINGS_OWN_WARNINGS
 from tests.helpers.fakes import nevis
-from tests.helpers.fakes._images import distinct_images
+from tests.helpers.fakes._images import distinct_images, write_idx_set
 
 pytestmark = LIGHTNINGS_OWN_WARNINGS
 
@@ -148,7 +148,7 @@ def test_a_repeated_data_set_is_predicted_by_the_latest_state(tmp_path: Path) ->
 
 def test_a_missing_data_set_is_an_error(tmp_path: Path) -> None:
     stream = written(tmp_path, data_sets=["COIL 20", "Brodatz"])
-    with pytest.raises(FileNotFoundError, match=r"^A data set of NEVIS'22 is missing: looked for brodatz/train/"):
+    with pytest.raises(FileNotFoundError, match=r"^Brodatz of NEVIS'22 is missing: looked for brodatz/train/"):
         stream.prepare_data()
     with pytest.raises(FileNotFoundError, match=rf"in `root` {str(tmp_path)!r}, .*Make these folders"):
         stream.part(1, "train")
@@ -159,7 +159,7 @@ def test_a_missing_data_set_is_an_error(tmp_path: Path) -> None:
 def test_missing_data_sets_are_skipped_on_request_and_the_rest_is_noted(tmp_path: Path) -> None:
     names = ["Brodatz", "COIL 20", "my own", "svhn", "COIL 20", "Brodatz"]
     with pytest.warns(
-        UserWarning, match=r"^'(Brodatz|my own|svhn)' is left out of the stream\. .* is missing: "
+        UserWarning, match=r"^'(Brodatz|my own|svhn)' is left out of the stream\. .*(is missing: |is the name of no)"
     ) as warned:
         stream = written(tmp_path, data_sets=names, skip_missing=True)
     assert len(warned) == 3
@@ -196,3 +196,30 @@ def test_what_is_wrong_with_a_data_set_names_it(tmp_path: Path) -> None:
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         NevisStream(**{"data_sets": ["digits"], **arguments})
+
+
+def test_what_comes_again_is_trained_on_once(tmp_path: Path) -> None:
+    for form in ({"cumulative": True}, {"boundaries": False, "task_labels": False}):
+        stream = NevisStream(data_sets=["digits", "digits"], image_size=8, channels=1, **form)
+        stream.current = len(stream) - 1
+        assert sum(len(y) for _, y, *_ in stream.train_dataloader()) == 1442
+
+
+def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
+    stream = NevisStream(str(tmp_path), ["Brodatz", "svhn", "digits", "COIL 20"], download=False)
+    with pytest.raises(FileNotFoundError, match=r"brodatz/train.* Likewise missing: svhn, COIL 20\."):
+        stream.prepare_data()
+
+
+def test_files_of_one_data_set_are_not_those_of_another(tmp_path: Path) -> None:
+    write_idx_set(tmp_path)
+    stream = NevisStream(str(tmp_path), ["MNIST", "Fashion MNIST"], download=False)
+    with pytest.raises(ValueError, match=r"`root`: 'MNIST' and 'Fashion MNIST' would both be read from"):
+        stream.prepare_data()
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"'fashon_mnist' is the name of no data set, .* Did you mean 'fashion_mnist"
+    ):
+        NevisStream(str(tmp_path), ["fashon_mnist"])

@@ -59,6 +59,19 @@ def test_streams_of_others_are_taken_as_they_are(make: Any) -> None:
     assert torch.equal(y, TaskSet(1, False).y)
 
 
+def test_classes_that_avalanche_leaves_out_are_those_of_the_targets() -> None:
+    """As of its generators that make a plain scenario."""
+
+    def experience(task: int, train: bool) -> Any:
+        data: Any = TaskSet(task, train)
+        data.targets = data.y.tolist()
+        return SimpleNamespace(dataset=data)
+
+    streams = [[experience(task, train) for task in (0, 1)] for train in (True, False)]
+    stream = from_scenario(SimpleNamespace(train_stream=streams[0], test_stream=streams[1]))
+    assert (stream.classes, stream.num_classes) == ([(0, 1), (2, 3)], 4)
+
+
 def test_one_test_set_for_all_is_measured_once() -> None:
     stream = avalanche(test_sets=1)
     count = len(stream.part(0, "test"))

@@ -27,7 +27,7 @@ def test_length_by_arguments() -> None:
     assert len(SplitEMNIST(split="letters", num_experiences=2)) == 2
     assert len(SplitEMNIST(base_classes=7, increment=10)) == 5
     assert [len(group) for group in SplitEMNIST(num_experiences=4, convention="facil").classes] == [12, 12, 12, 11]
-    with pytest.raises(ValueError, match="Either `num_experiences` or `increment` must be given, and not both"):
+    with pytest.raises(ValueError, match="`num_experiences` and `increment` both cut the classes"):
         SplitEMNIST(num_experiences=2, increment=5)
 
 

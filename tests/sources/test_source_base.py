@@ -1,10 +1,12 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_cl.samples import TensorData
-from lightning_cl.sources import SOURCES, make_source
+from lightning_cl.sources import SOURCES, base, make_source
 from lightning_cl.sources.base import Source
 
 
@@ -61,6 +63,55 @@ def test_a_download_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> No
     )
     assert [path.name for path in tmp_path.rglob("*")] == ["one.bin"]
     assert (tmp_path / "one.bin").read_text() == "old"
+
+
+def test_a_download_that_was_cut_short_while_moving_is_done_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first files may be all that `missing` looks for."""
+
+    class First(Two):
+        def missing(self) -> list[str]:
+            return super().missing()[:1] if not (self.root / "inner/two.bin").is_file() else []
+
+    def killed(folder: Path, root: Path) -> None:
+        (root / "inner").mkdir()
+        (folder / "inner/two.bin").rename(root / "inner/two.bin")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(base, "move_into", killed)
+        with pytest.raises(KeyboardInterrupt):
+            First(str(tmp_path)).prepare()
+    with pytest.raises(FileNotFoundError, match=r"looked for the rest of a download that was cut short"):
+        First(str(tmp_path), download=False).prepare()
+    First(str(tmp_path)).prepare()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["inner", "one.bin", "two.bin"]
+
+
+def test_another_checksum_is_named(tmp_path: Path) -> None:
+    class Checked(Two):
+        def checksums(self) -> dict[str, str]:
+            return {"one.bin": "22af645d1859cb5ca6da0c484f1f37ea"}  # of "new"
+
+    source = Checked(str(tmp_path))
+    source.prepare()
+    assert source.verified(tmp_path / "one.bin") == tmp_path / "one.bin"
+    assert source.verified(tmp_path / "inner/two.bin") == tmp_path / "inner/two.bin"
+    (tmp_path / "one.bin").write_text("old")
+    with pytest.raises(ValueError, match=r"one.bin' has the MD5 checksum \w{32} and should have 22af.*: get it again"):
+        source.verified(tmp_path / "one.bin")
+
+
+def test_published_checksums_are_known() -> None:
+    """From torchvision, by the names of the files that are read."""
+    script = (
+        "from lightning_cl.sources.cifar import CIFAR10, CIFAR100; from lightning_cl.sources.svhn import SVHN;"
+        "print(sorted(CIFAR10().checksums()), sorted(CIFAR100().checksums()), len(SVHN().checksums()))"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    batches = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
+    assert said.split("\n")[0] == f"{batches} ['test', 'train'] 3"
 
 
 @pytest.mark.parametrize(

@@ -180,3 +180,13 @@ def test_real_files_hold_what_their_authors_say() -> None:
     assert images.float().std().item() / 255 == pytest.approx(*source.std, abs=5e-5)
     assert labels.bincount().tolist() == [6000] * 10
     assert source.read(train=False).labels.bincount().tolist() == [1000] * 10
+
+
+def test_files_of_another_data_set_are_refused(tmp_path: Path) -> None:
+    """Their names are the same."""
+    write_idx_set(tmp_path)
+    labels = [9, 2, 1, 1, 6, 1, 4, 6, 5, 7, *[0] * 10]  # as the test labels of Fashion-MNIST begin
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.array(labels))
+    assert FashionMNIST(str(tmp_path)).load(train=False).labels.tolist() == labels
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte' holds Fashion-MNIST, not MNIST: set `root`"):
+        MNIST(str(tmp_path)).load(train=False)

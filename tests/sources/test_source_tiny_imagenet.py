@@ -14,7 +14,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(TinyImageNet, "num_classes", 2)
     folder, palette, size = tmp_path / "tiny-imagenet-200", colours(), (64, 64)
     write_images(folder / "train" / "n2" / "images", ["n2_0.JPEG", "n2_1.JPEG"], palette, size)
-    write_images(folder / "train" / "n1" / "images", ["n1_0.JPEG"], palette, size)
+    write_images(folder / "train" / "n1" / "images", ["n1_0.JPEG", "n1_1.JPEG"], palette, size)
     write_images(folder / "val" / "images", ["val_0.JPEG", "val_1.JPEG"], palette, size)
     (folder / "val" / "val_annotations.txt").write_text("val_1.JPEG\tn1\t0\t0\t1\t1\nval_0.JPEG\tn2\t0\t0\t1\t1\n")
     (folder / "wnids.txt").write_text("n2\nn1\n")
@@ -39,11 +39,19 @@ def test_labels_follow_the_published_list(root: Path) -> None:
     """Not the alphabet; test images in the order of their list."""
     source = TinyImageNet(str(root), download=False)
     train, test = source.load(train=True), source.load(train=False)
-    assert (train.inputs.shape, train.inputs.dtype) == ((3, 3, 64, 64), torch.uint8)
-    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 0, 1], [1, 0])
-    for data, expected in ((train, [0, 1, 2]), (test, [4, 3])):
+    assert (train.inputs.shape, train.inputs.dtype) == ((4, 3, 64, 64), torch.uint8)
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 0, 1, 1], [1, 0])
+    for data, expected in ((train, [0, 1, 2, 3]), (test, [5, 4])):
         difference = data.inputs - torch.tensor([*colours()])[expected].view(-1, 3, 1, 1)
         assert difference.abs().max() <= 2  # JPEG
+
+
+def test_a_class_that_lacks_images_is_named(root: Path) -> None:
+    (root / "tiny-imagenet-200/train/n1/images/n1_0.JPEG").unlink()
+    with pytest.raises(
+        ValueError, match=r"train' should hold equally many images of each class, and holds 1 of 'n1' and"
+    ):
+        TinyImageNet(str(root)).load(train=True)
 
 
 def test_root_may_be_the_published_folder(root: Path) -> None:
@@ -72,7 +80,7 @@ def test_files_of_mammoth(folder: str, dtype: str, tmp_path: Path) -> None:
 
 def test_published_files_come_before_those_of_mammoth(root: Path) -> None:
     write_processed(root / "processed")
-    assert len(TinyImageNet(str(root)).read(train=True)) == 3
+    assert len(TinyImageNet(str(root)).read(train=True)) == 4
 
 
 @pytest.mark.parametrize("gone", ["wnids.txt", "val/val_annotations.txt"])

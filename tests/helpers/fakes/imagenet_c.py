@@ -7,16 +7,16 @@ from PIL import Image
 
 from tests.helpers.fakes._images import distinct_images
 
+CLASSES = [f"n{number:08}" for number in range(1000, 2000)]
+
 
 def write(root: Path) -> dict[str, Any]:
-    """Four images of two classes for two corruptions at two severities, one of them in the folder of its archive."""
-    images = iter(distinct_images(16, 3, 32).transpose(0, 2, 3, 1))
+    """1 000 folders for one corruption in the folder of its archive and for one beside it, two images of each class."""
+    images = iter(distinct_images(4000, 1, 8)[:, 0])
     for corruption in ("noise/gaussian_noise", "fog"):
-        for severity in (1, 5):
-            for wnid in ("n01440764", "n01443537"):
-                folder = root / "ImageNet-C" / corruption / str(severity) / wnid
-                folder.mkdir(parents=True)
-                for number in range(2):
-                    name = f"ILSVRC2012_val_{number:08}.JPEG"
-                    Image.fromarray(next(images)).save(folder / name, quality=95)
-    return {"root": str(root), "corruptions": ["gaussian_noise", "fog"], "image_size": 32}
+        for wnid in CLASSES:
+            folder = root / "ImageNet-C" / corruption / "5" / wnid
+            folder.mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(next(images)).save(folder / f"ILSVRC2012_val_{number:08}.JPEG", quality=95)
+    return {"root": str(root), "corruptions": ["gaussian_noise", "fog"], "image_size": 8}
