@@ -325,8 +325,8 @@ class StreamRun(Callback):
         self.consolidated = True  # seen only by checkpoints that are written after the other callbacks' turn
         if not all(p.isfinite().all() for p in pl_module.parameters()):
             rank_zero_warn(
-                f"Weights are no longer finite after experience {self.stream.current}: training has diverged. Lower "
-                "the learning rate, or the strength of a method."
+                "Weights are no longer finite: training has diverged. Lower the learning rate, or the strength of a "
+                "method."
             )
 
     @override

@@ -232,6 +232,8 @@ class SourceStream(ClassStream):
     @override
     def prepare_data(self) -> None:
         self.source.prepare()
+        for train in (True, False):
+            self._data(train)  # images that are decoded into a file are so by one process, before the others ask
 
     @override
     def load(self, train: bool) -> Samples:
@@ -286,14 +288,19 @@ class DomainStream(StreamDataModule):
     @override
     def prepare_data(self) -> None:
         self.source.prepare()
+        for train in (True, False):
+            self._data(train)  # images that are decoded into a file are so by one process, before the others ask
 
     @override
     def dataset(self, experience: int, train: bool) -> Samples:
+        return self.domain(experience, self._data(train), train)
+
+    def _data(self, train: bool) -> Samples:
         if train not in self._loaded:
             data = self.source.read(train)
             check_samples(data, self.num_classes, self.source.input_shape, train)
             self._loaded[train] = data
-        return self.domain(experience, self._loaded[train], train)
+        return self._loaded[train]
 
     @override
     def _held_out(self, group: int, data: Samples, count: int) -> tuple[Tensor, Tensor]:

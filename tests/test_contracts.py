@@ -371,7 +371,7 @@ def test_every_form_of_a_stream_resumes(form: str, checkpoint: str, tmp_path: Pa
 @pytest.mark.parametrize("form", FORMS)
 def test_a_checkpoint_of_another_form_is_refused(form: str, tmp_path: Path) -> None:
     learn([], None, TinyStream(**FORMS[form]), **with_checkpoints(tmp_path))
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="another stream"):
         learn([], None, TinyStream(), tmp_path / "last.ckpt", **with_checkpoints(tmp_path))
 
 

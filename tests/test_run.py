@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_cl import CheckpointError, RunLogger, StreamDataModule, TensorData, evaluate_stream, fit_stream
 from lightning_cl.callbacks import EWC, Replay
 from lightning_cl.report import read_matrix_csv
+from tests.helpers import contracts
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -336,3 +337,12 @@ def test_compiled_module_runs_as_it_is() -> None:
     compiled = torch.compile(Plain(), backend="eager")
     result = fit_stream(trainer(max_epochs=8), compiled, Stream())  # type: ignore[arg-type]
     assert result.accuracy_matrix[2, 2] == 1.0
+
+
+def test_training_that_diverges_is_said() -> None:
+    class Diverging(contracts.Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) * torch.inf
+
+    with pytest.warns(UserWarning, match="no longer finite: training has diverged"):
+        contracts.learn([], contracts.seeded(Diverging))
