@@ -10,12 +10,13 @@ from typing_extensions import override
 from lightning_cl.corruptions import Segment, corrupt
 from lightning_cl.loader import permutation
 from lightning_cl.samples import Samples, TensorData, check_samples
+from lightning_cl.scenarios import FromSource
 from lightning_cl.segments import SegmentStream
 from lightning_cl.sources import make_source
 from lightning_cl.utilities import derive_seed
 
 
-class CorruptedImages(SegmentStream):
+class CorruptedImages(SegmentStream, FromSource):
     """The images of a data set under one corruption after another.
 
     Training images are corrupted too, so that the stream is also a domain-incremental one: ``lightning-cl fit`` learns
@@ -69,19 +70,16 @@ class CorruptedImages(SegmentStream):
         self._kept: dict[tuple[bool, Segment], TensorData] = {}
 
     @override
-    def prepare_data(self) -> None:
-        self.source.prepare()
-
-    @override
     def dataset(self, experience: int, train: bool) -> Samples:
         segment = self.segments[experience]
         if (train, segment) not in self._kept:
             # Of another part of the data set the draws are others.
             seed = 2 * self.corruption_seed + train
-            self._kept[train, segment] = _Corrupted(self._samples(train), segment, seed, self.in_memory)
+            self._kept[train, segment] = _Corrupted(self._data(train), segment, seed, self.in_memory)
         return self._kept[train, segment]
 
-    def _samples(self, train: bool) -> TensorData:
+    @override
+    def _data(self, train: bool) -> TensorData:
         if train not in self._clean:
             data = self.source.read(train)
             check_samples(data, self.num_classes, self.input_shape, train)
@@ -97,7 +95,7 @@ class CorruptedImages(SegmentStream):
 
     @override
     def shape(self) -> dict[str, Any]:
-        return {**super().shape(), **self.source.shape(), "corruption_seed": self.corruption_seed}
+        return {**super().shape(), "corruption_seed": self.corruption_seed}
 
 
 class _Corrupted(TensorData):

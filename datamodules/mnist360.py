@@ -10,15 +10,15 @@ from typing_extensions import override
 from lightning_cl.loader import permutation
 from lightning_cl.pixels import in_memory
 from lightning_cl.samples import TensorData, check_samples
+from lightning_cl.scenarios import FromSource
 from lightning_cl.sources import make_source
-from lightning_cl.stream import StreamDataModule
 from lightning_cl.utilities import derive_seed
 
 NUM_DIGITS = 9  # a turned 9 is a 6
 ROUNDS = 3
 
 
-class MNIST360(StreamDataModule):
+class MNIST360(FromSource):
     """MNIST-360 (Buzzega et al., NeurIPS 2020): the digits 0 to 8 of MNIST (LeCun et al., 1998), slowly turning.
 
     The stream shows two consecutive digits at a time, (0, 1), (1, 2), ..., (8, 0), and goes round three times. Each
@@ -58,11 +58,11 @@ class MNIST360(StreamDataModule):
         self._turned: dict[bool, TensorData] = {}
 
     @override
-    def prepare_data(self) -> None:
-        self.source.prepare()
+    def dataset(self, experience: int, train: bool) -> TensorData:
+        return self._data(train)
 
     @override
-    def dataset(self, experience: int, train: bool) -> TensorData:
+    def _data(self, train: bool) -> TensorData:
         if train not in self._turned:
             data = in_memory(self.source.read(train))
             index, degrees = turning_pairs(data.labels, self.seed) if train else full_turns(data.labels)
@@ -74,10 +74,6 @@ class MNIST360(StreamDataModule):
     @override
     def _order(self, count: int, seed: int) -> Tensor:
         return torch.arange(count)  # the data set is the stream
-
-    @override
-    def shape(self) -> dict[str, Any]:
-        return {**super().shape(), **self.source.shape()}
 
 
 def turning_pairs(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """Streams by how one data set becomes experiences: cut by class, or seen through one domain after another."""
 
 import hashlib
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -96,30 +97,21 @@ class ClassStream(StreamDataModule):
         order = make_order(num_classes, class_order)
         sizes = group_sizes(num_classes, num_experiences, base_classes, increment, convention)
         groups = class_groups(order, sizes, convention)
-        if shots is not None and shots < 1:
-            raise ValueError(f"`shots` must be 1 or more, got {shots}.")
-        if shots is not None and kwargs.get("val_fraction"):
-            raise ValueError("`shots` are all trained on: it cannot go with `val_fraction`.")
-        if blurry_seed is not None and blurry_seed < 0:
-            raise ValueError(f"`blurry_seed` must be 0 or more, got {blurry_seed}.")
-        for name, value in {"disjoint_percent": disjoint_percent, "blurry_percent": blurry_percent}.items():
-            if value is not None and not 0 <= value <= 100:
-                raise ValueError(f"`{name}` must be in [0, 100], got {value}.")
-            if value is not None and blurry is None:
-                raise ValueError(f"`{name}` is for a `blurry` stream: set that too, or leave it out.")
-        if blurry not in (None, "stochastic", "fixed", "i-blurry"):
-            raise ValueError(f"`blurry` must be 'stochastic', 'fixed' or 'i-blurry', got {blurry!r}.")
-        contradictions = {
-            "class_order": class_order is not None,
-            "convention": convention == "mammoth",
-            "base_classes": base_classes is not None,
-            "increment": increment is not None,
-            "relabel": relabel,
-            "shots": shots is not None,
-            "task_labels": kwargs.get("task_labels"),
-        }
-        if blurry and (given := [name for name, on in contradictions.items() if on]):
-            raise ValueError(f"`blurry` deals the classes at random: it cannot go with `{given[0]}`.")
+        if shots is not None and (shots < 1 or kwargs.get("val_fraction")):
+            raise ValueError(f"`shots` must be 1 or more, and cannot go with `val_fraction`, got {shots}.")
+        _check_blurry(
+            blurry,
+            {"disjoint_percent": disjoint_percent, "blurry_percent": blurry_percent, "blurry_seed": blurry_seed},
+            {
+                "class_order": class_order is not None,
+                "convention": convention == "mammoth",
+                "base_classes": base_classes is not None,
+                "increment": increment is not None,
+                "relabel": relabel,
+                "shots": shots is not None,
+                "task_labels": kwargs.get("task_labels"),
+            },
+        )
         self._new_label = label_map(order, convention) if relabel else None
         if self._new_label is not None:
             groups = [[self._new_label[c] for c in group] for group in groups]
@@ -196,7 +188,27 @@ class ClassStream(StreamDataModule):
         return self._loaded[train]
 
 
-class SourceStream(ClassStream):
+class FromSource(StreamDataModule):
+    """What streams of one :class:`~lightning_cl.sources.base.Source` have in common."""
+
+    source: Source
+
+    @abstractmethod
+    def _data(self, train: bool) -> Samples:
+        """All samples to train or to test; read once."""
+
+    @override
+    def prepare_data(self) -> None:
+        self.source.prepare()
+        for train in (True, False):
+            self._data(train)  # images that are decoded into a file are so by one process, before the others ask
+
+    @override
+    def shape(self) -> dict[str, Any]:
+        return {**super().shape(), **self.source.shape()}
+
+
+class SourceStream(ClassStream, FromSource):
     """A stream that cuts a :class:`~lightning_cl.sources.base.Source` by class.
 
     Args:
@@ -230,21 +242,11 @@ class SourceStream(ClassStream):
         self.source = source
 
     @override
-    def prepare_data(self) -> None:
-        self.source.prepare()
-        for train in (True, False):
-            self._data(train)  # images that are decoded into a file are so by one process, before the others ask
-
-    @override
     def load(self, train: bool) -> Samples:
         return self.source.read(train)
 
-    @override
-    def shape(self) -> dict[str, Any]:
-        return {**super().shape(), **self.source.shape()}
 
-
-class DomainStream(StreamDataModule):
+class DomainStream(FromSource):
     """A stream in which each experience shows the same classes in another domain.
 
     A concrete stream implements :meth:`domain`.
@@ -286,15 +288,10 @@ class DomainStream(StreamDataModule):
         """Return the training or test samples ``data`` as they look in one experience."""
 
     @override
-    def prepare_data(self) -> None:
-        self.source.prepare()
-        for train in (True, False):
-            self._data(train)  # images that are decoded into a file are so by one process, before the others ask
-
-    @override
     def dataset(self, experience: int, train: bool) -> Samples:
         return self.domain(experience, self._data(train), train)
 
+    @override
     def _data(self, train: bool) -> Samples:
         if train not in self._loaded:
             data = self.source.read(train)
@@ -306,10 +303,6 @@ class DomainStream(StreamDataModule):
     def _held_out(self, group: int, data: Samples, count: int) -> tuple[Tensor, Tensor]:
         held_out, rest = super()._held_out(0, data, count)  # the same samples in every domain
         return held_out, rest[permutation(len(rest), derive_seed(self.seed, group, 1))]
-
-    @override
-    def shape(self) -> dict[str, Any]:
-        return {**super().shape(), **self.source.shape()}
 
 
 class OwnStream(ClassStream):
@@ -349,15 +342,16 @@ class OwnStream(ClassStream):
         num_classes: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if test_fraction is not None and test is not None:
-            raise ValueError("`test_fraction` is for samples without others to test on: leave it out.")
-        fraction = 0.2 if test_fraction is None else test_fraction
         for name, samples in {"train": train, "test": test}.items():
             _check_labels(name, samples)
+        if test_fraction is not None and test is not None:
+            raise ValueError("`test_fraction` is for samples without others to test on: leave it out.")
         if domains is not None and lists is not None:
             raise ValueError("`domains` and `lists` both cut the stream: leave one out.")
         if (lists is None) != (test_lists is None):
             raise ValueError("`lists` and `test_lists` go together: give both or neither.")
+        if lists is not None and test is None:
+            raise ValueError("`lists` go with test samples of their own: give those and `test_lists`.")
         if test_domains is not None and (domains is None or test is None):
             raise ValueError("`test_domains` go with `domains` and with test samples of their own: leave it out.")
         by_class = domains is None and lists is None
@@ -365,17 +359,11 @@ class OwnStream(ClassStream):
         for name, default in ONLY_BY_CLASS.items():
             if not by_class and given.get(name, default) != default:
                 raise ValueError(f"`{name}` cuts by class: it cannot go with `domains` or `lists`.")
+        if domains is not None:
+            domains = _numbers("domains", domains, len(train))
         if test is None:
-            if lists is not None:
-                raise ValueError("`lists` go with test samples of their own: give those and `test_lists`.")
-            by_label = train.labels.argsort(stable=True)
+            kept, held_out = _cut_off(train.labels, domains, 0.2 if test_fraction is None else test_fraction)
             if domains is not None:
-                domains = _numbers("domains", domains, len(train))
-            kept, held_out = cut_off((train.labels if domains is None else domains)[by_label], fraction)
-            kept, held_out = by_label[kept].sort().values, by_label[held_out].sort().values
-            if domains is not None:
-                if small := sorted({*domains[kept].tolist()} ^ {*domains[held_out].tolist()}):
-                    raise ValueError(f"`domains` {small} have too few samples to hold some out (`test_fraction`).")
                 domains, test_domains = domains[kept], domains[held_out]
             train, test = train.subset(kept), train.subset(held_out)
         if num_classes is None:
@@ -386,7 +374,7 @@ class OwnStream(ClassStream):
         self._samples = {True: train, False: test}
         self._lists: dict[bool, list[Tensor]] | None = None
         if domains is not None:
-            self._cut_by(*_lists_of_domains(domains, test_domains, len(train), len(test)))
+            self._cut_by(*_lists_of_domains(domains, test_domains, len(test)))
         elif lists is not None:
             self._cut_by([*map(torch.as_tensor, lists)], [*map(torch.as_tensor, test_lists or ())])
 
@@ -402,10 +390,16 @@ class OwnStream(ClassStream):
 
     @override
     def shape(self) -> dict[str, Any]:
-        # Other samples of the same sizes, or cut otherwise, are another stream.
+        return {**super().shape(), "samples": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        """What tells this stream from others of the same sizes: its labels, and how they are cut."""
+        digest = hashlib.sha256()
         labels = [self._samples[train].labels for train in (True, False)]
-        lists = [] if self._lists is None else [*self._lists[True], *self._lists[False]]
-        return {**super().shape(), "samples": _digest([*labels, *lists])}
+        for tensor in [*labels, *(self._lists or {}).get(True, []), *(self._lists or {}).get(False, [])]:
+            digest.update(len(tensor).to_bytes(8, "little") + tensor.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @override
     def load(self, train: bool) -> Samples:
@@ -418,6 +412,19 @@ class OwnStream(ClassStream):
         return self._data(train).subset(self._lists[train][experience])
 
 
+def _check_blurry(blurry: str | None, numbers: Mapping[str, int | None], contradictions: Mapping[str, Any]) -> None:
+    if blurry not in (None, "stochastic", "fixed", "i-blurry"):
+        raise ValueError(f"`blurry` must be 'stochastic', 'fixed' or 'i-blurry', got {blurry!r}.")
+    for name, value in numbers.items():
+        most = math.inf if name == "blurry_seed" else 100
+        if value is not None and not 0 <= value <= most:
+            raise ValueError(f"`{name}` must be in [0, {most}], got {value}.")
+        if value is not None and blurry is None:
+            raise ValueError(f"`{name}` is for a `blurry` stream: set that too, or leave it out.")
+    if blurry and (given := [name for name, on in contradictions.items() if on]):
+        raise ValueError(f"`blurry` deals the classes at random: it cannot go with `{given[0]}`.")
+
+
 ONLY_BY_CLASS = {
     **dict.fromkeys(["num_experiences", "class_order", "base_classes", "increment", "shots", "blurry", "blurry_seed"]),
     **dict.fromkeys(["disjoint_percent", "blurry_percent"]),
@@ -427,13 +434,23 @@ ONLY_BY_CLASS = {
 """Arguments that cut by class, with their defaults."""
 
 
+def _cut_off(labels: Tensor, domains: Tensor | None, fraction: float) -> tuple[Tensor, Tensor]:
+    """Cut a part of each class off, or of each domain, over all of its classes; both in the order of the samples."""
+    order = labels.argsort(stable=True)
+    groups = labels if domains is None else domains
+    kept, held_out = (order[part].sort().values for part in cut_off(groups[order], fraction))
+    if domains is not None and (small := sorted({*domains.tolist()} - {*domains[held_out].tolist()})):
+        raise ValueError(f"`domains` {small} have too few samples to hold some out (`test_fraction`).")
+    return kept, held_out
+
+
 def _lists_of_domains(
-    domains: Tensor, test_domains: Tensor | None, count: int, test_count: int
+    domains: Tensor, test_domains: Tensor | None, test_count: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Index lists of each domain among the training and among the test samples."""
     if test_domains is None:
         raise ValueError("`test_domains` must be given with `domains` where there are test samples of their own.")
-    domains, test_domains = _numbers("domains", domains, count), _numbers("test_domains", test_domains, test_count)
+    test_domains = _numbers("test_domains", test_domains, test_count)
     here, there = torch.unique(domains).tolist(), torch.unique(test_domains).tolist()
     if here != there:
         raise ValueError(f"`domains` and `test_domains` must be the same domains, got {here} and {there}.")
@@ -455,10 +472,3 @@ def _numbers(name: str, values: Any, count: int) -> Tensor:
     if len(found) != count:
         raise ValueError(f"`{name}` must hold one number per sample, {count}, got {len(found)}.")
     return found
-
-
-def _digest(tensors: Sequence[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(len(tensor).to_bytes(8, "little") + tensor.numpy().tobytes())
-    return digest.hexdigest()[:16]
