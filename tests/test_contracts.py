@@ -181,7 +181,7 @@ def test_two_instances_side_by_side(cls: type, how: Any) -> None:
     **BY_NAME,
 )
 def test_a_bad_argument_is_named(cls: type, argument: str, value: Any, tmp_path: Path) -> None:
-    others = stream_arguments(cls, tmp_path) if cls in STREAMS else METHODS.get(cls.__name__, {})
+    others = stream_arguments(cls, tmp_path) if cls in STREAMS else METHODS.get(cls.__name__, [{}])[0]
     with pytest.raises((ValueError, TypeError), match=f"`{argument}`"):
         cls(**{**others, argument: value})
 
@@ -217,17 +217,19 @@ def test_module_and_trainer_are_left_as_found(cls: type) -> None:
 # -- methods and streams -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", MODELS, **BY_NAME)
-def test_method_fits_and_resumes(cls: type, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cls", "arguments"), [(cls, way) for cls in MODELS for way in METHODS[cls.__name__]], **BY_NAME
+)
+def test_method_fits_and_resumes(cls: type, arguments: dict[str, Any], tmp_path: Path) -> None:
     def run(folder: Path, ckpt_path: Path | None) -> Learned:
-        module = seeded(cls, **METHODS[cls.__name__])
+        module = seeded(cls, **arguments)
         return learn([every_two_steps()], module, ckpt_path=ckpt_path, **with_checkpoints(folder))
 
-    before = {name: p.detach() for name, p in seeded(cls, **METHODS[cls.__name__]).named_parameters()}
+    before = {name: p.detach() for name, p in seeded(cls, **arguments).named_parameters()}
     whole, again, path = interrupted(tmp_path, run, "*step=8.ckpt")
     assert not same(whole.weights, before)
     assert same(again.weights, whole.weights)
-    fresh = cls(**METHODS[cls.__name__])
+    fresh = cls(**arguments)
     fresh.load_state_dict(torch.load(tmp_path / "again/last.ckpt", weights_only=True)["state_dict"])
     assert same(dict(fresh.state_dict()), dict(whole.module.state_dict()))
     assert path.exists()

@@ -48,9 +48,9 @@ CALLBACKS = {
     "FlopsMeter": Case(inert={}, other={"count_eval": True}, watches=True),
     "Replay": Case({"capacity": 10}, {"capacity": 10, "batch_size": 0}, {"capacity": 6, "seed": 1}),
 }
-METHODS: dict[str, Mapping[str, Any]] = {
-    "Classifier": {"num_classes": 4, "backbone": "mlp", "input_shape": (1, 8, 8), "backbone_args": {"hidden": (16,)}},
-}
+SMALL = {"num_classes": 4, "backbone": "mlp", "input_shape": (1, 8, 8), "backbone_args": {"hidden": (16,)}}
+METHODS: dict[str, Sequence[Mapping[str, Any]]] = {"Classifier": [SMALL, {**SMALL, "head": "growing"}]}
+"""In how many ways a method is tried, and with what arguments."""
 FAKES = Path(__file__).parent / "fakes"
 """A module for each stream that needs something, of the stream's own name: `write(root)` makes tiny files in the
 published layout and returns the arguments of a stream on them."""
