@@ -21,9 +21,9 @@ class CLEAR(ListedStream):
       experience less. The test images of one experience are the training images of the next: of the accuracies
       :math:`R_{i,j}` after experience :math:`i` only those with :math:`j \geq i` are on images never trained on.
 
-    Images are read one by one, by ``num_workers`` processes; with ``image_size`` up to 64 once, and kept in memory. As
-    in Avalanche's example the shorter side is resized to ``image_size``, and a random part (to train) or the middle is
-    cut out.
+    Images are read one by one, by ``num_workers`` processes; as in Avalanche's example the shorter side is resized to
+    ``image_size``, and a random part (to train) or the middle is cut out. With ``image_size`` up to 64 they are read
+    once and kept in memory, always the middle.
 
     Args:
         root: Folder with ``train`` and ``test`` (the newer release) or ``training_folder`` (the older), or the one that

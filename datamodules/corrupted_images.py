@@ -8,12 +8,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.corruptions import Segment, corrupt
-from lightning_cl.loader import permutation
-from lightning_cl.samples import Samples, TensorData, check_samples
+from lightning_cl.samples import Samples, TensorData, in_memory
 from lightning_cl.scenarios import FromSource
 from lightning_cl.segments import SegmentStream
 from lightning_cl.sources import make_source
-from lightning_cl.utilities import derive_seed
 
 
 class CorruptedImages(SegmentStream, FromSource):
@@ -41,6 +39,8 @@ class CorruptedImages(SegmentStream, FromSource):
         ('contrast, severity 5', torch.Size([1, 8, 8]))
     """
 
+    same_samples = True
+
     def __init__(
         self,
         data_set: str = "fashion_mnist",
@@ -66,7 +66,7 @@ class CorruptedImages(SegmentStream, FromSource):
         self.source = source
         self.corruption_seed = corruption_seed
         self.in_memory = in_memory
-        self._clean: dict[bool, TensorData] = {}
+        self._loaded = {}
         self._kept: dict[tuple[bool, Segment], TensorData] = {}
 
     @override
@@ -75,23 +75,8 @@ class CorruptedImages(SegmentStream, FromSource):
         if (train, segment) not in self._kept:
             # Of another part of the data set the draws are others.
             seed = 2 * self.corruption_seed + train
-            self._kept[train, segment] = _Corrupted(self._data(train), segment, seed, self.in_memory)
+            self._kept[train, segment] = _Corrupted(in_memory(self._data(train)), segment, seed, self.in_memory)
         return self._kept[train, segment]
-
-    @override
-    def _data(self, train: bool) -> TensorData:
-        if train not in self._clean:
-            data = self.source.read(train)
-            check_samples(data, self.num_classes, self.input_shape, train)
-            if not isinstance(data, TensorData):
-                raise ValueError(f"`data_set` must be one of small images in memory, and {self.source.name} is not.")
-            self._clean[train] = data
-        return self._clean[train]
-
-    @override
-    def _held_out(self, group: int, data: Samples, count: int) -> tuple[Tensor, Tensor]:
-        held_out, rest = super()._held_out(0, data, count)  # the same samples in every segment
-        return held_out, rest[permutation(len(rest), derive_seed(self.seed, group, 1))]
 
     @override
     def shape(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class DatasetStream(OwnStream):
         input_key: Where the input is in a sample: its position in a tuple, or its key in a dict.
         target_key: The key of the label in a dict.
         transform: Applied to each input; ``None`` turns a ``PIL.Image`` into ``uint8`` ``(C, H, W)``.
-        **kwargs: As for :class:`lightning_cl.OwnStream`.
+        **kwargs: As for :class:`lightning_cl.scenarios.OwnStream`.
 
     Raises:
         ValueError: If the labels are not found, or ``input_key`` is negative.

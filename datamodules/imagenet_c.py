@@ -1,7 +1,6 @@
 """ImageNet-C: the validation images of ImageNet under 15 corruptions, for test-time adaptation."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ class ImageNetC(SegmentStream):
 
     test_only = (
         "ImageNet-C has test images only: take a model that is trained on ImageNet "
-        "(`--model.init_args.backbone_args.pretrained true`) and run `lightning-cl test --config streams/imagenet_c`."
+        "(`--model.backbone_args.pretrained true`) and run `lightning-cl test --config streams/imagenet_c`."
     )
 
     def __init__(
@@ -80,11 +79,7 @@ class ImageNetC(SegmentStream):
             paths = [str(folder / name) for name in names]
             check_listed(paths, Path(self.image_list))
             labels = torch.tensor([position[name.split("/")[0]] for name in names])
-        return ImageFiles(paths, labels, self._transform)
-
-    @cached_property
-    def _transform(self) -> Any:
-        return center_crop(self.input_shape[1])
+        return ImageFiles(paths, labels, center_crop(self.input_shape[1]))
 
     def _folder(self, corruption: str, severity: int) -> Path:
         bases = [self.root, self.root / "ImageNet-C"]

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cl.loader import permutation
-from lightning_cl.pixels import in_memory
-from lightning_cl.samples import TensorData, check_samples
+from lightning_cl.samples import TensorData, check_samples, in_memory
 from lightning_cl.scenarios import FromSource
 from lightning_cl.sources import make_source
-from lightning_cl.utilities import derive_seed
+from lightning_cl.utilities import derive_seed, permutation
 
 NUM_DIGITS = 9  # a turned 9 is a 6
 ROUNDS = 3

@@ -3,7 +3,6 @@
 import re
 import warnings
 from collections.abc import Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any, cast
 
@@ -238,9 +237,8 @@ def fit_images(data: Samples, shape: tuple[int, ...]) -> Samples:
     assert isinstance(data, ImageFiles)
     from torchvision.transforms.v2 import Compose, Grayscale
 
-    cut, files = center_crop(shape[1]), copy(data)
-    files.transform, files.train_transform = cut if shape[0] == 3 else Compose([cut, Grayscale()]), None
-    return files
+    cut = center_crop(shape[1])
+    return ImageFiles(data.paths, data.labels, cut if shape[0] == 3 else Compose([cut, Grayscale()]))
 
 
 class _Resized(TensorData):

@@ -22,7 +22,7 @@ class SequenceStream(StreamDataModule):
         **kwargs: As for :class:`lightning_cl.StreamDataModule`.
 
     Raises:
-        ValueError: If there are not as many test data sets as experiences, and more than one.
+        ValueError: If there are not as many ``classes`` as training data sets, or not as many or one test data set.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -40,7 +40,7 @@ class SequenceStream(StreamDataModule):
         num_classes: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if not len(train) == len(classes):
+        if len(train) != len(classes):
             raise ValueError(f"`classes` must name those of {len(train)} experiences, got {len(classes)} groups.")
         if len(test) not in (1, len(train)):
             raise ValueError(f"`test` must hold 1 data set, or one for each of {len(train)}, got {len(test)}.")

@@ -17,7 +17,7 @@ class TensorStream(OwnStream):
         y: Their labels ``(N,)``.
         x_test: Test inputs ``(M, *)``; ``None`` cuts ``test_fraction`` off the training samples, of each class.
         y_test: Their labels ``(M,)``.
-        **kwargs: As for :class:`lightning_cl.OwnStream`.
+        **kwargs: As for :class:`lightning_cl.scenarios.OwnStream`.
 
     Example:
         >>> x, y = torch.rand(60, 3), torch.arange(60) % 6

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from lightning_cl.utilities import derive_seed
+from lightning_cl.utilities import derive_seed, permutation
 
 
 class BlurrySplit(NamedTuple):
@@ -111,7 +111,7 @@ def i_blurry(
         >>> [len(index) for index in split.indices], sorted(split.homes[0] + split.homes[1])
         ([200, 200], [0, 1, 2, 3])
     """
-    order = torch.randperm(len(labels), generator=Generator().manual_seed(derive_seed(seed, 1)))
+    order = permutation(len(labels), derive_seed(seed, 1))
     split = si_blurry(labels[order], num_classes, num_experiences, disjoint, blurry, "fixed", seed)
     return BlurrySplit([order[index] for index in split.indices], split.homes)
 

@@ -81,12 +81,8 @@ class ListedSource(Source):
         parts = torch.split(at, [len(part) for part, _ in distinct.values()])
         of_list = dict(zip(distinct, parts, strict=True))
         self.parts[train] = [of_list[id(one)] for one in lists]
-        return self.samples(paths.tolist(), targets)
-
-    def samples(self, paths: Sequence[str], targets: Tensor) -> Samples:
-        """Samples of files and labels."""
-        size = self.input_shape[1]
-        return TensorData(decode_all(paths, size, self.place), targets) if size <= SMALL else self.files(paths, targets)
+        size, files = self.input_shape[1], paths.tolist()
+        return TensorData(decode_all(files, size, self.place), targets) if size <= SMALL else self.files(files, targets)
 
     def files(self, paths: Sequence[str], targets: Tensor) -> ImageFiles:
         """Samples that are read one by one."""
@@ -114,12 +110,8 @@ class ListedStream(DomainStream):
     def domain(self, experience: int, data: Samples, train: bool) -> Samples:
         return data.subset(self.source.parts[train][experience])
 
-    @property
+    @cached_property
     @override
     def groups(self) -> list[tuple[int, ...]]:
-        return self._listed
-
-    @cached_property
-    def _listed(self) -> list[tuple[int, ...]]:
         self.source.prepare()
         return [tuple(sorted({*labels.tolist()})) for _, labels in self.source.lists(train=True)]

@@ -6,40 +6,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
-from typing_extensions import override
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_cl.samples import Batched, joined
 from lightning_cl.utilities import derive_seed, isolated_rng, seed_generators
-
-
-def shuffled_batches(
-    count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = False
-) -> list[Tensor]:
-    """Cut a permutation of ``range(count)`` into batches for one rank, as :func:`ordered_batches` does.
-
-    Args:
-        count: Number of samples, at least ``world_size``.
-        batch_size: Samples per batch and rank.
-        seed: Fixes the permutation.
-        rank: Number of this process.
-        world_size: Number of processes.
-        drop_last: Leave out a last batch that is not full, unless it is the only one.
-
-    Returns:
-        Index tensors ``(b,)``, ``b <= batch_size``, or one more in the last.
-
-    Example:
-        >>> batches = shuffled_batches(5, 2, seed=0)
-        >>> [len(batch) for batch in batches], torch.cat(batches).sort().values
-        ([2, 2, 1], tensor([0, 1, 2, 3, 4]))
-    """
-    return ordered_batches(permutation(count, seed), batch_size, rank, world_size, drop_last)
-
-
-def permutation(count: int, seed: int) -> Tensor:
-    """A permutation of ``range(count)`` that depends on ``seed`` only."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def ordered_batches(
@@ -95,23 +65,14 @@ class _SeededFetch(Dataset[Any]):
     workers, not on where an interrupted epoch goes on.
     """
 
-    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self.collate = collate
 
-    @override
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
-
-    def __getitems__(self, seed_and_index: tuple[int, list[int]]) -> Any:
+    def __getitems__(self, seed_and_index: tuple[int, list[int]]) -> list[Any]:
         seed, index = seed_and_index
         with isolated_rng():
             seed_generators(seed)
-            return self.collate([self.dataset[i] for i in index])
-
-
-def _identity(batch: Any) -> Any:
-    return batch
+            return [self.dataset[i] for i in index]
 
 
 class StreamLoader:
@@ -170,9 +131,8 @@ class StreamLoader:
             return map(self.dataset.batch, batches)
         seeded = [(derive_seed(self.seed, epoch, start + i), index.tolist()) for i, index in enumerate(batches)]
         loader = DataLoader(
-            _SeededFetch(self.dataset, default_collate),
+            _SeededFetch(self.dataset),
             batch_sampler=cast(Any, seeded),
-            collate_fn=_identity,
             num_workers=self.num_workers,
             generator=torch.Generator().manual_seed(self.seed),  # else it draws from the global one
             pin_memory=torch.cuda.is_available(),

@@ -5,7 +5,7 @@ vision research", JMLR 2023. Names, years and numbers of classes are those of th
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -125,8 +125,8 @@ def data_sets(variant: Variant = "full", stop_year: int | None = None, shuffle_s
         >>> len(data_sets()), len(data_sets(stop_year=2020))
         (106, 92)
     """
-    if variant not in get_args(Variant):
-        raise ValueError(f"`data_sets` must be a list or one of {', '.join(get_args(Variant))}, got {variant!r}.")
+    if variant not in STREAMS:
+        raise ValueError(f"`data_sets` must be a list or one of {', '.join(STREAMS)}, got {variant!r}.")
     stream = STREAMS[variant]
     if stop_year is not None and stop_year <= min(stream):
         raise ValueError(f"`stop_year` must be {min(stream) + 1} or more, got {stop_year}: nothing is left.")

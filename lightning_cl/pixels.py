@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cl.samples import Samples, TensorData
+from lightning_cl.samples import Samples, TensorData, in_memory
 
 PermutationConvention = Literal["mammoth", "gem", "van_de_ven", "avalanche"]
 """Whose code draws the permutations; see :func:`draw_permutations`."""
@@ -194,20 +194,6 @@ class PixelMap(TensorData):
     def batch(self, index: Tensor) -> list[Tensor]:
         x, *labels = super().batch(index)
         return [move_pixels(x, self.pixels), *labels]
-
-
-def in_memory(data: Samples) -> TensorData:
-    """Return ``data`` if its images lie in memory as one tensor.
-
-    Raises:
-        ValueError: If they do not.
-    """
-    if not isinstance(data, TensorData):
-        raise ValueError(
-            "`data_set` must be one whose images lie in memory as one tensor, and this one's are "
-            f"{type(data).__name__}: choose one of small images, such as 'mnist'."
-        )
-    return data
 
 
 def _check_draw(convention: str, known: Any, name: str, seed: int) -> None:

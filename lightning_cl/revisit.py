@@ -9,11 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cl.utilities import derive_seed
+from lightning_cl.utilities import derive_seed, permutation
 
 Rounding = Literal["exact", "truncate"]
 """How shares become whole numbers: they add up to what there is to share, or are cut off one by one."""
@@ -90,7 +89,7 @@ class _Budget(Revisit):
     :class:`PowerLaw` names.
     """
 
-    def __init__(self, fraction: float, rounding: Rounding) -> None:
+    def __init__(self, fraction: float = 0.1, rounding: Rounding = "exact") -> None:
         if not 0 <= fraction <= 1:
             raise ValueError(f"`fraction` must be in [0, 1], got {fraction}.")
         if rounding not in ("exact", "truncate"):
@@ -124,9 +123,6 @@ class Uniform(_Budget):
         >>> Uniform(0.5).counts([100, 100, 100, 100]), Uniform(0.5, "truncate").counts([100, 100, 100, 100])
         ([16, 17, 17, 100], [16, 16, 16, 100])
     """
-
-    def __init__(self, fraction: float = 0.1, rounding: Rounding = "exact") -> None:
-        super().__init__(fraction, rounding)
 
     @override
     def _weights(self, count: int) -> list[float]:
@@ -241,8 +237,7 @@ def draw(counts: Sequence[int], sizes: Sequence[int], seed: int, phase: int) -> 
     check_counts(counts, sizes)
     chosen = []
     for task, (count, size) in enumerate(zip(counts, sizes, strict=True)):
-        generator = torch.Generator().manual_seed(derive_seed(seed, phase, task))
-        chosen.append(torch.randperm(size, generator=generator)[:count].sort().values)
+        chosen.append(permutation(size, derive_seed(seed, phase, task))[:count].sort().values)
     return chosen
 
 

@@ -228,10 +228,6 @@ class _JoinedTensors(Dataset[Any]):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    @property
-    def labels(self) -> Tensor:
-        return torch.cat([part.labels for part in self.parts])
-
     @override
     def __getitem__(self, index: int) -> list[Tensor]:
         return [column[0] for column in self.batch(torch.tensor([index]))]
@@ -280,6 +276,20 @@ def check_samples(data: Samples, num_classes: int, input_shape: tuple[int, ...],
         raise ValueError(f"`num_classes` is {num_classes}, and there is no training sample of {empty}.")
 
 
+def in_memory(data: Samples) -> TensorData:
+    """Return ``data`` if its images lie in memory as one tensor.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if not isinstance(data, TensorData):
+        raise ValueError(
+            "`data_set` must be one whose images lie in memory as one tensor, and this one's are "
+            f"{type(data).__name__}: choose one of small images, such as 'mnist'."
+        )
+    return data
+
+
 def read_image(path: str | Path) -> Any:
     """Read an image file as an RGB ``PIL.Image``.
 
@@ -287,14 +297,14 @@ def read_image(path: str | Path) -> Any:
         ValueError: If it cannot be read as an image.
         FileNotFoundError: If there is no such file.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"{str(path)!r} is no image or not downloaded whole ({error}): get it again.") from error
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.blurry import i_blurry, si_blurry
-from lightning_cl.loader import permutation
 from lightning_cl.samples import Samples, TensorData, check_samples
 from lightning_cl.sources.base import Source
 from lightning_cl.splits import (
@@ -97,8 +96,10 @@ class ClassStream(StreamDataModule):
         order = make_order(num_classes, class_order)
         sizes = group_sizes(num_classes, num_experiences, base_classes, increment, convention)
         groups = class_groups(order, sizes, convention)
-        if shots is not None and (shots < 1 or kwargs.get("val_fraction")):
-            raise ValueError(f"`shots` must be 1 or more, and cannot go with `val_fraction`, got {shots}.")
+        if shots is not None and shots < 1:
+            raise ValueError(f"`shots` must be 1 or more, got {shots}.")
+        if shots is not None and kwargs.get("val_fraction"):
+            raise ValueError("`shots` are all trained on: it cannot go with `val_fraction`.")
         _check_blurry(
             blurry,
             {"disjoint_percent": disjoint_percent, "blurry_percent": blurry_percent, "blurry_seed": blurry_seed},
@@ -134,7 +135,8 @@ class ClassStream(StreamDataModule):
         data = self._data(train)
         if self.blurry and train:
             return data.subset(self._blurry[0][experience])
-        mine = torch.isin(data.labels, torch.tensor(self._homes[experience])).nonzero().flatten()
+        homes = self._blurry[2] if self.blurry else self._groups
+        mine = torch.isin(data.labels, torch.tensor(homes[experience])).nonzero().flatten()
         if train and self.shots is not None and experience:
             mine = mine[few_shot(data.labels[mine], self.shots, derive_seed(self.seed, experience))]
         return data.subset(mine)
@@ -144,15 +146,12 @@ class ClassStream(StreamDataModule):
     def groups(self) -> list[tuple[int, ...]]:
         return self._blurry[1] if self.blurry else self._groups
 
-    @property
-    def _homes(self) -> Sequence[Sequence[int]]:
-        return self._blurry[2] if self.blurry else self._groups
-
     @override
     def _held_out(self, group: int, data: Samples, count: int) -> tuple[Tensor, Tensor]:
         if self.convention != "facil" or not count:
             return super()._held_out(group, data, count)
-        return hold_out_of_each_class(data.labels, self.val_fraction, derive_seed(self.seed, group))
+        fraction = self.val_fraction * (self.samples_per_experience or len(data)) / len(data)
+        return hold_out_of_each_class(data.labels, fraction, derive_seed(self.seed, group))
 
     @cached_property
     def _blurry(self) -> tuple[list[Tensor], list[tuple[int, ...]], list[Sequence[int]]]:
@@ -192,10 +191,15 @@ class FromSource(StreamDataModule):
     """What streams of one :class:`~lightning_cl.sources.base.Source` have in common."""
 
     source: Source
+    _loaded: dict[bool, Samples]
 
-    @abstractmethod
     def _data(self, train: bool) -> Samples:
         """All samples to train or to test; read once."""
+        if train not in self._loaded:
+            data = self.source.read(train)
+            check_samples(data, self.source.num_classes, self.source.input_shape, train)
+            self._loaded[train] = data
+        return self._loaded[train]
 
     @override
     def prepare_data(self) -> None:
@@ -260,6 +264,8 @@ class DomainStream(FromSource):
         **kwargs: As for :class:`StreamDataModule`.
     """
 
+    same_samples = True
+
     def __init__(
         self,
         source: Source,
@@ -290,19 +296,6 @@ class DomainStream(FromSource):
     @override
     def dataset(self, experience: int, train: bool) -> Samples:
         return self.domain(experience, self._data(train), train)
-
-    @override
-    def _data(self, train: bool) -> Samples:
-        if train not in self._loaded:
-            data = self.source.read(train)
-            check_samples(data, self.num_classes, self.source.input_shape, train)
-            self._loaded[train] = data
-        return self._loaded[train]
-
-    @override
-    def _held_out(self, group: int, data: Samples, count: int) -> tuple[Tensor, Tensor]:
-        held_out, rest = super()._held_out(0, data, count)  # the same samples in every domain
-        return held_out, rest[permutation(len(rest), derive_seed(self.seed, group, 1))]
 
 
 class OwnStream(ClassStream):
@@ -416,9 +409,9 @@ def _check_blurry(blurry: str | None, numbers: Mapping[str, int | None], contrad
     if blurry not in (None, "stochastic", "fixed", "i-blurry"):
         raise ValueError(f"`blurry` must be 'stochastic', 'fixed' or 'i-blurry', got {blurry!r}.")
     for name, value in numbers.items():
-        most = math.inf if name == "blurry_seed" else 100
+        most, allowed = (math.inf, "0 or more") if name == "blurry_seed" else (100, "in [0, 100]")
         if value is not None and not 0 <= value <= most:
-            raise ValueError(f"`{name}` must be in [0, {most}], got {value}.")
+            raise ValueError(f"`{name}` must be {allowed}, got {value}.")
         if value is not None and blurry is None:
             raise ValueError(f"`{name}` is for a `blurry` stream: set that too, or leave it out.")
     if blurry and (given := [name for name, on in contradictions.items() if on]):
@@ -439,7 +432,7 @@ def _cut_off(labels: Tensor, domains: Tensor | None, fraction: float) -> tuple[T
     order = labels.argsort(stable=True)
     groups = labels if domains is None else domains
     kept, held_out = (order[part].sort().values for part in cut_off(groups[order], fraction))
-    if domains is not None and (small := sorted({*domains.tolist()} - {*domains[held_out].tolist()})):
+    if domains is not None and (small := sorted({*domains[kept].tolist()} ^ {*domains[held_out].tolist()})):
         raise ValueError(f"`domains` {small} have too few samples to hold some out (`test_fraction`).")
     return kept, held_out
 

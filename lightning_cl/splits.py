@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_cl.utilities import permutation
+
 Convention = Literal["pycil", "facil", "mammoth"]
 """Whose rule says which classes an experience has, and how they are numbered; see :func:`class_groups`."""
 
@@ -147,7 +149,7 @@ def few_shot(labels: Tensor, shots: int, seed: int) -> Tensor:
         raise ValueError(f"`shots` must be 1 or more, got {shots}.")
     if len(scarce := classes[counts < shots]):
         raise ValueError(f"`shots` must be at most the samples of any class, and {scarce.tolist()} have not {shots}.")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = permutation(len(labels), seed)
     order = order[of_class[order].argsort(stable=True)]  # class after class, each in random order
     return torch.cat([samples[:shots] for samples in torch.split(order, counts.tolist())]).sort().values
 
@@ -188,20 +190,19 @@ def hold_out_of_each_class(labels: Tensor, fraction: float, seed: int) -> tuple[
         seed: Fixes the choice.
 
     Returns:
-        Indices of the samples that are held out, and of the others, both in random order.
+        Indices of the samples that are held out, class after class, and of the others in random order.
 
     Example:
         >>> held_out, rest = hold_out_of_each_class(torch.tensor([0, 0, 1, 1, 1, 1]), 0.5, seed=0)
         >>> torch.tensor([0, 0, 1, 1, 1, 1])[held_out].bincount(), len(rest)
         (tensor([1, 2]), 3)
     """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = permutation(len(labels), seed)
     _, counts = torch.unique(labels, return_counts=True)
     classes = torch.split(order[labels[order].argsort(stable=True)], counts.tolist())
     sizes = [round(fraction * len(samples)) for samples in classes]
-    held_out = [samples[:size] for samples, size in zip(classes, sizes, strict=True)]
-    rest = [samples[size:] for samples, size in zip(classes, sizes, strict=True)]
-    return torch.cat(held_out), torch.cat(rest)
+    held_out = torch.cat([samples[:size] for samples, size in zip(classes, sizes, strict=True)])
+    return held_out, order[~torch.isin(order, held_out)]
 
 
 def by_domain(domains: Tensor) -> list[Tensor]:

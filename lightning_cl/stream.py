@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lightning_cl.loader import ChainLoader, StreamLoader, ordered_batches, permutation, sharded_batches
+from lightning_cl.loader import ChainLoader, StreamLoader, ordered_batches, sharded_batches
 from lightning_cl.revisit import Revisit, check_counts, draw
 from lightning_cl.samples import MapData, Samples, joined
-from lightning_cl.utilities import default_seed, derive_seed
+from lightning_cl.utilities import default_seed, derive_seed, permutation
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class StreamDataModule(LightningDataModule):
         ValueError: If an argument is out of its range; the message names it.
     """
 
+    same_samples: ClassVar[bool] = False
+    """Whether experiences show the same samples in other forms: those for validation are then the same in all."""
     test_only: ClassVar[str] = ""
     """Why there is nothing to train on and what to do instead, in a stream that is only tested on; else empty."""
 
@@ -285,22 +287,21 @@ class StreamDataModule(LightningDataModule):
         return rest[: size - len(held_out)], held_out
 
     def _held_out(self, group: int, data: Samples, count: int) -> tuple[Tensor, Tensor]:
-        """``count`` samples of a group for validation, and the others in random order.
-
-        Where experiences show the same samples, the first must be the same in all of them.
-        """
-        order = permutation(len(data), derive_seed(self.seed, group))
-        return order[:count], order[count:]
+        """``count`` samples of a group for validation, and the others in random order."""
+        order = permutation(len(data), derive_seed(self.seed, 0 if self.same_samples else group))
+        held_out, rest = order[:count], order[count:]
+        if self.same_samples:
+            rest = rest[permutation(len(rest), derive_seed(self.seed, group, 1))]
+        return held_out, rest
 
     def shape(self) -> dict[str, Any]:
         """Everything that the order of samples depends on, in plain values: what a checkpoint must agree with."""
-        sizes = [(e.num_train, e.num_val, e.num_test) for e in self.experiences]
         return {
             "stream": type(self).__qualname__,
             "classes": [list(group) for group in self.classes],
             "num_classes": self.num_classes,
             "input_shape": list(self.input_shape),
-            "sizes": [list(size) for size in sizes],
+            "sizes": [[e.num_train, e.num_val, e.num_test] for e in self.experiences],
             "batch_size": self.batch_size,
             "eval_batch_size": self.eval_batch_size,  # sums over statistics passes are taken in its order
             "seed": self.seed,
@@ -326,17 +327,21 @@ class StreamDataModule(LightningDataModule):
             raise ValueError(self.test_only)
         if self.task_labels and any(self.task_of(self.test_of(i)) != self.task_of(i) for i in range(len(self))):
             raise ValueError("`task_labels` must be off: experiences share test samples, which are of no one's task.")
-        if stage == "fit" and self.val_fraction and (none := [e.index for e in self.experiences if not e.num_val]):
+        if stage == "fit":
+            self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        if self.val_fraction and (none := [e.index for e in self.experiences if not e.num_val]):
             raise ValueError(
                 f"`val_fraction` {self.val_fraction} is less than one sample of experiences {none}: set it higher, or "
                 "to 0."
             )
-        world_size = self._rank[1]
-        if stage == "fit" and self.revisit is not None:
+        if self.revisit is not None:
             sizes = [e.num_train for e in self.experiences]
             for i in range(1, len(sizes) + 1):
                 check_counts(self.revisit.counts(sizes[:i]), sizes[:i])
-        for e in self.experiences if stage == "fit" else ():
+        world_size = self._rank[1]
+        for e in self.experiences:
             if (fewest := min(e.num_train, e.num_val or world_size, e.num_test)) < world_size:
                 raise ValueError(
                     f"Experience {e.index} has a part of {fewest} sample(s), too few for {world_size} processes: set "
@@ -407,6 +412,8 @@ class StreamDataModule(LightningDataModule):
 
         For what a method computes at the end of an experience: Fisher information, prototypes, herding.
         """
+        if self.boundaries and self.revisit is None:
+            return self._once(self._part_of_group(self.current, "train"))
         parts = self._training_parts("train")
         return self._once(parts[-1] if self.boundaries else joined(parts))
 

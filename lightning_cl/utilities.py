@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def derive_seed(*numbers: int) -> int:
@@ -37,6 +37,11 @@ def default_seed(seed: int | None) -> int:
     if chosen < 0:
         raise ValueError(f"`seed` must be 0 or more, got {chosen}.")
     return chosen
+
+
+def permutation(count: int, seed: int) -> Tensor:
+    """A permutation of ``range(count)`` that depends on ``seed`` only."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 @contextmanager

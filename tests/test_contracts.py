@@ -19,9 +19,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_cl import CheckpointError, ContinualCallback, Memory, RunLogger, fit_stream
 from lightning_cl.callbacks import Replay
-from lightning_cl.loader import shuffled_batches
+from lightning_cl.loader import ordered_batches
 from lightning_cl.revisit import Uniform
-from lightning_cl.utilities import derive_seed, get_rng_state
+from lightning_cl.utilities import derive_seed, get_rng_state, permutation
 from tests.helpers.contracts import (
     CONTINUAL,
     LIGHTNINGS_OWN_WARNINGS,
@@ -415,7 +415,7 @@ def check_replay(found: dict[str, Any]) -> None:
     for experience in range(2):
         here = (y // 2 == experience).nonzero().flatten()
         seed = derive_seed(derive_seed(0, experience), 2 * experience)  # the first of its epochs
-        shards = [shuffled_batches(24, 4, seed, rank, 2) for rank in (0, 1)]
+        shards = [ordered_batches(permutation(24, seed), 4, rank, 2) for rank in (0, 1)]
         for parts in zip(*shards, strict=True):
             index = here[torch.cat(parts)]
             memory.insert({"0": x[index], "1": y[index]})

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from lightning_cl.loader import StreamLoader, ordered_batches, permutation, sharded_batches, shuffled_batches
+from lightning_cl.loader import StreamLoader, ordered_batches, sharded_batches
 from lightning_cl.samples import TensorData
+from lightning_cl.utilities import permutation
 
 
 def test_a_given_order_is_kept_on_every_rank() -> None:
@@ -32,24 +33,24 @@ def test_iterators_that_nobody_used_consume_nothing() -> None:
     calls: list[str] = []
     loader = StreamLoader(
         TensorData(torch.arange(6), torch.arange(6)),
-        lambda epoch: shuffled_batches(6, 2, seed=epoch),
+        lambda epoch: ordered_batches(permutation(6, epoch), 2),
         3,
         before_first=lambda: calls.append("first"),
     )
     loader.load_state_dict({"position": 1})
     unused = [iter(loader), iter(loader)]
     assert (calls, loader.state_dict()) == ([], {"position": 1})
-    assert [x.tolist() for x, _ in iter(loader)] == [b.tolist() for b in shuffled_batches(6, 2, seed=0)][1:]
+    assert [x.tolist() for x, _ in iter(loader)] == [b.tolist() for b in ordered_batches(permutation(6, 0), 2)][1:]
     assert (calls, len(unused), loader.state_dict()) == (["first"], 2, {"position": 3})
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_batches_of_all_ranks_are_those_of_one_process(drop_last: bool) -> None:
     for count, size, world in product((5, 6, 7, 8, 11, 12, 13, 16), (1, 2, 4), (1, 2, 3, 5)):
-        one = [b.tolist() for b in shuffled_batches(count, size * world, 3, drop_last=drop_last)]
+        one = [b.tolist() for b in ordered_batches(permutation(count, 3), size * world, drop_last=drop_last)]
         if len(one) > 1 and len(one[-1]) < world:  # too few for all ranks
             one[-2:] = [one[-2] + one[-1]]
-        ranks = [shuffled_batches(count, size, 3, rank, world, drop_last) for rank in range(world)]
+        ranks = [ordered_batches(permutation(count, 3), size, rank, world, drop_last) for rank in range(world)]
         assert {len(batches) for batches in ranks} == {len(one)}
         for k, (whole, *parts) in enumerate(zip(one, *ranks, strict=True)):
             assert sorted(torch.cat(parts).tolist()) == sorted(whole)

@@ -13,12 +13,11 @@ from lightning_cl.pixels import (
     PixelMap,
     draw_angles,
     draw_permutations,
-    in_memory,
     move_pixels,
     permutation_map,
     rotation_map,
 )
-from lightning_cl.samples import MapData, TensorData, joined
+from lightning_cl.samples import MapData, TensorData, in_memory, joined
 from lightning_cl.utilities import isolated_rng, seed_generators
 
 ANGLES = [0.0, 1.0, 30.0, 45.0, 89.5, 90.0, 135.0, 180.0, 270.0, 360.0, -90.0, -17.0, 725.0]

@@ -212,6 +212,13 @@ def test_facil_holds_out_the_same_fraction_of_each_class() -> None:
     assert len(stream.part(0, "train")) == 108
 
 
+def test_facil_limits_an_experience_over_all_of_its_classes() -> None:
+    stream = Ten(2, convention="facil", samples_per_experience=100, val_fraction=0.5, seed=1)
+    assert [(e.num_train, e.num_val) for e in stream.experiences] == [(50, 50)] * 2
+    assert stream.part(1, "val").labels.unique(return_counts=True)[1].tolist() == [10] * 5
+    assert stream.part(1, "train").labels.unique().tolist() == [5, 6, 7, 8, 9]
+
+
 def test_limited_experiences_are_chosen_by_the_seed() -> None:
     stream = Ten(5, samples_per_experience=20, val_fraction=0.25, seed=1)
     assert [(e.num_train, e.num_val) for e in stream.experiences] == [(15, 5)] * 5
@@ -289,6 +296,12 @@ def test_a_part_of_each_domain_is_cut_off_over_all_of_its_classes() -> None:
     assert all(k // 20 == t for t in range(5) for k in ids(stream.part(t, "test")))
 
 
+def test_a_domain_of_which_nothing_would_be_kept_is_named() -> None:
+    train = TensorData(torch.arange(21).view(-1, 1), torch.zeros(21))
+    with pytest.raises(ValueError, match=r"`domains` \[1\] have too few samples to hold some out"):
+        OwnStream(train, domains=torch.arange(21) // 20, test_fraction=0.9)
+
+
 def test_test_samples_are_cut_off_each_class() -> None:
     stream = own(test=None, num_experiences=3, test_fraction=0.3)
     assert [(e.num_train, e.num_test) for e in stream.experiences] == [(14, 6)] * 3
@@ -354,7 +367,7 @@ def ids_of_images(data: Any) -> list[int]:
         (lambda: Ten(5, increment=2), "`num_experiences`"),
         (lambda: Ten(increment=11), "`increment`"),
         (lambda: Ten(5, class_order=[0] * 10), "`class_order` must be a permutation of 0 to 9"),
-        (lambda: Ten(5, shots=0), "`shots` must be 1 or more"),
+        (lambda: Ten(5, shots=0), "`shots` must be 1 or more, got 0"),
         (lambda: Ten(5, shots=41).part(1, "train"), "`shots`"),
         (lambda: Ten(5, blurry="much"), "`blurry` must be 'stochastic', 'fixed' or 'i-blurry', got 'much'"),
         (lambda: Ten(5, blurry_percent=10), "`blurry_percent` is for a `blurry` stream: set that too, or leave it out"),
@@ -372,8 +385,8 @@ def ids_of_images(data: Any) -> list[int]:
         (lambda: own(domains=torch.zeros(60)), "`test_domains` must be given with `domains`"),
         (lambda: own(test_domains=torch.zeros(12), num_experiences=2), "`test_domains` go with `domains`"),
         (lambda: own(test_lists=[[0]], num_experiences=2), "`lists` and `test_lists` go together"),
-        (lambda: Ten(5, shots=5, val_fraction=0.1), "cannot go with `val_fraction`, got 5"),
-        (lambda: Ten(5, blurry="fixed", blurry_seed=-1), "`blurry_seed` must be in [0, inf], got -1"),
+        (lambda: Ten(5, shots=5, val_fraction=0.1), "`shots` are all trained on: it cannot go with `val_fraction`"),
+        (lambda: Ten(5, blurry="fixed", blurry_seed=-1), "`blurry_seed` must be 0 or more, got -1"),
         (lambda: own(domains=torch.zeros(59), test_domains=torch.zeros(12)), "`domains` must hold one number per"),
         (lambda: own(domains=torch.zeros(60), test_domains=torch.ones(12)), "must be the same domains, got [0.0]"),
         (lambda: own(lists=[[0]], test_lists=[[0], [1]]), "`test_lists` must be of one length, got 1 and 2"),

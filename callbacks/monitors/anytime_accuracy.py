@@ -12,13 +12,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.callback import ContinualCallback, gather_objects, sum_over_ranks
-from lightning_cl.loader import StreamLoader, permutation, sharded_batches
+from lightning_cl.loader import StreamLoader, sharded_batches
 from lightning_cl.metrics import AnytimeMetrics
 from lightning_cl.report import write_atomic
 from lightning_cl.run import StreamRun
 from lightning_cl.samples import Samples
 from lightning_cl.stream import StreamDataModule
-from lightning_cl.utilities import derive_seed, evaluating, isolated_rng
+from lightning_cl.utilities import derive_seed, evaluating, isolated_rng, permutation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

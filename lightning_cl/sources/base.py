@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -126,4 +125,3 @@ def move_into(folder: Path, root: Path) -> None:
             target = root / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
-    shutil.rmtree(folder, ignore_errors=True)

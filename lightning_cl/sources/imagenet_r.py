@@ -12,6 +12,7 @@ from lightning_cl.samples import ImageFiles
 from lightning_cl.sources.base import Source
 from lightning_cl.sources.image_folder import check_listed, expect_classes, find_folder, image_files, image_shape, scan
 from lightning_cl.spelling import nearest
+from lightning_cl.utilities import permutation
 
 FIRST = "n01443537"
 """The first folder of the published images, by which they are recognised."""
@@ -98,7 +99,7 @@ class ImageNetR(Source):
     def _cut(self, train: bool) -> tuple[list[str], Tensor]:
         """The first 80 % or the last 20 % of all images in an order of their own."""
         paths, labels = scan(self._folder(), expect_classes(self._folder(), self.num_classes))
-        order = tfds_order(paths) if self.split == "l2p" else _random_order(len(paths))
+        order = tfds_order(paths) if self.split == "l2p" else permutation(len(paths), 42)
         start = len(paths) * 4 // 5
         index = order[:start] if train else order[start:]
         return [paths[i] for i in index.tolist()], labels[index]
@@ -139,8 +140,3 @@ def tfds_order(paths: list[str]) -> Tensor:
     keys = ["_".join(Path(path).parts[-2:]) for path in paths]
     hashes = [hashlib.md5(f"test{key}".encode(), usedforsecurity=False).digest() for key in keys]
     return torch.tensor(sorted(range(len(paths)), key=hashes.__getitem__))
-
-
-def _random_order(count: int) -> Tensor:
-    """What ``torch.utils.data.random_split`` draws after ``torch.manual_seed(42)``."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(42))

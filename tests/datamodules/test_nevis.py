@@ -223,3 +223,11 @@ def test_a_misspelt_name_is_answered_with_the_nearest(tmp_path: Path) -> None:
         FileNotFoundError, match=r"'fashon_mnist' is the name of no data set, .* Did you mean 'fashion_mnist"
     ):
         NevisStream(str(tmp_path), ["fashon_mnist"])
+
+
+def test_statistics_of_a_data_set_that_comes_again_are_its_own(tmp_path: Path) -> None:
+    write_idx_set(tmp_path / "MNIST" / "raw")
+    names = ["digits", "MNIST", "digits"]
+    stream = NevisStream(str(tmp_path), names, image_size=8, channels=1, download=False, cumulative=True)
+    stream.current = 2
+    assert {int(y) for _, labels, _ in stream.statistics_dataloader() for y in labels} == set(range(10))

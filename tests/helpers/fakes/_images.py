@@ -34,10 +34,14 @@ def write_idx(path: Path, array: Any) -> None:
 
 
 def write_idx_set(
-    folder: Path, num_classes: int = 10, parts: Sequence[str] = ("train", "t10k"), first_label: int = 0
+    folder: Path,
+    num_classes: int = 10,
+    parts: Sequence[str] = ("train", "t10k"),
+    first_label: int = 0,
+    per_class: tuple[int, int] = (4, 2),
 ) -> None:
-    """Write the four files of MNIST, 28x28 pixels, with 4 images of each class to train and 2 to test."""
-    for part, each, first in zip(parts, (4, 2), (1, 1 + 4 * num_classes), strict=True):
+    """Write the four files of MNIST, 28x28 pixels, with ``per_class`` images to train and to test."""
+    for part, each, first in zip(parts, per_class, (1, 1 + per_class[0] * num_classes), strict=True):
         labels = labels_in_turn(num_classes, each)
         write_idx(folder / f"{part}-images-idx3-ubyte", distinct_images(len(labels), 1, 28, first)[:, 0])
         write_idx(folder / f"{part}-labels-idx1-ubyte", labels + first_label)
