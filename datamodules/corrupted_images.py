@@ -91,7 +91,7 @@ class _Corrupted(TensorData):
         self.segment = segment
         self.seed = seed
         # Filled as images are asked for; one for all parts of these samples.
-        self.kept = torch.zeros_like(clean.inputs) if in_memory else None
+        self.kept = torch.empty_like(clean.inputs) if in_memory else None
         self.made = torch.zeros(len(clean.inputs), dtype=torch.bool)
 
     @override

@@ -52,6 +52,9 @@ class DatasetStream(OwnStream):
         if isinstance(input_key, int) and input_key < 0:
             raise ValueError(f"`input_key` must be 0 or more where it is a position, got {input_key}.")
 
+        if test is None and test_targets is not None:
+            raise ValueError("`test_targets` go with `test`: give both, or leave them out.")
+
         def samples(dataset: Any, targets: Tensor | None, name: str) -> MapData:
             key = input_key if input_key is not None else _input_key(dataset, target_key)
             labels = targets_of(dataset, target_key, name) if targets is None else torch.as_tensor(targets)

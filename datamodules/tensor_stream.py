@@ -33,5 +33,7 @@ class TensorStream(OwnStream):
         if (x_test is None) != (y_test is None):
             raise ValueError("`x_test` and `y_test` go together: give both or neither.")
         as_tensor = torch.as_tensor  # NumPy's arrays and lists will do
+        if as_tensor(y).is_floating_point():
+            raise ValueError(f"`y` must hold integers, the classes, got {as_tensor(y).dtype}.")
         test = None if x_test is None or y_test is None else TensorData(as_tensor(x_test), as_tensor(y_test))
         super().__init__(TensorData(as_tensor(x), as_tensor(y)), test, **kwargs)

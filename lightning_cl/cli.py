@@ -60,7 +60,7 @@ def essence(message: str) -> str:
     if mistyped := _mistyped(message):
         return mistyped
     bullets = re.findall(r"^ *- (.+?)(?=^ *- |^ *Given value|\Z)", message, re.MULTILINE | re.DOTALL)
-    lines = [" ".join(bullet.split()) for bullet in bullets]
+    lines = [re.sub(r" Got value: Namespace\(.*", "", " ".join(bullet.split())) for bullet in bullets]
     lines = [re.sub(r"^Problem with given class_path '[\w.]+': Parser key \"\w+\": ?", "", line) for line in lines]
     tried = r"NoneType|'lightning\.Callback'|not accessible|^Not a valid subclass|^a class path|^a dict with"
     lines = [line for line in lines if line and not re.search(tried, line)]
@@ -75,15 +75,15 @@ def _mistyped(message: str) -> str:
     if single := re.search(rf"Expected a ({kind})\. Got value: (.*)", inner):
         types, value = single.groups()
     else:
-        errors = re.findall(r"^ *- (.*)", inner, re.MULTILINE)
+        errors = re.findall(r"^ *- (.*)", inner.partition("Given value")[0], re.MULTILINE)
         several = re.search(r"Subtypes: \[(.*)\](?s:.*?)Given value: (.*)", inner)
         if not (several and errors and all(re.match(rf"Expected a ({kind})", error) for error in errors)):
             return ""
         types, value = several.groups()
     words = re.sub(r"<class '([\w.]+)'>", r"\1", types).replace("collections.abc.Sequence[", "list[")
     words = re.sub(r"(, )?NoneType", "", words).replace("typing.Literal", "one of ").replace(", list", " or list")
-    key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
-    return f"`{key}` must be {words}, got {value}."
+    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
+    return f"`{key}` must be {words}, got {value.partition('. Got value: ')[0]}."
 
 
 def _with_hint(line: str) -> str:

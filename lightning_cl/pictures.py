@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from lightning_cl.blurry import density
-from lightning_cl.samples import Samples
 from lightning_cl.stream import StreamDataModule
 
 if TYPE_CHECKING:
@@ -182,9 +182,7 @@ def _labels_in_order(stream: StreamDataModule, experience: int) -> Tensor:
 
 def _labels(data: Any) -> Tensor:
     """The labels of samples, or of several one after another."""
-    if isinstance(data, Samples):
-        return data.labels
-    return torch.cat([_labels(part) for part in (data.parts if hasattr(data, "parts") else data.datasets)])
+    return torch.cat([*map(_labels, data.datasets)]) if isinstance(data, ConcatDataset) else data.labels
 
 
 def _by_arrival(pieces: Sequence[Tensor], num_classes: int) -> Tensor:

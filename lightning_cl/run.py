@@ -153,6 +153,8 @@ def fit_stream(
     _check_arguments(trainer, stream, evaluate, scoring, keep_checkpoints)
     module = getattr(model, "_orig_mod", model)  # of a compiled model; Lightning takes that as it is
     run = StreamRun(stream, evaluate, scoring or ("task" if stream.task_labels else "seen"))
+    if ckpt_path is not None and trainer.is_global_zero:
+        stream.prepare_data()  # a checkpoint is compared with the data, before Lightning has them prepared
     resume, run.folder = _resolve(trainer, stream, run, ckpt_path)
     with _attached(trainer, module, run):
         if resume is None:

@@ -228,6 +228,10 @@ class _JoinedTensors(Dataset[Any]):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
+    @property
+    def labels(self) -> Tensor:
+        return torch.cat([part.labels for part in self.parts])
+
     @override
     def __getitem__(self, index: int) -> list[Tensor]:
         return [column[0] for column in self.batch(torch.tensor([index]))]

@@ -100,6 +100,8 @@ class ClassStream(StreamDataModule):
             raise ValueError(f"`shots` must be 1 or more, got {shots}.")
         if shots is not None and kwargs.get("val_fraction"):
             raise ValueError("`shots` are all trained on: it cannot go with `val_fraction`.")
+        if shots is not None and kwargs.get("samples_per_experience"):
+            raise ValueError("`shots` says how many there are: it cannot go with `samples_per_experience`.")
         _check_blurry(
             blurry,
             {"disjoint_percent": disjoint_percent, "blurry_percent": blurry_percent, "blurry_seed": blurry_seed},
@@ -341,8 +343,8 @@ class OwnStream(ClassStream):
             raise ValueError("`test_fraction` is for samples without others to test on: leave it out.")
         if domains is not None and lists is not None:
             raise ValueError("`domains` and `lists` both cut the stream: leave one out.")
-        if (lists is None) != (test_lists is None):
-            raise ValueError("`lists` and `test_lists` go together: give both or neither.")
+        if (lists is None) != (test_lists is None) or (lists is not None and not len(lists)):
+            raise ValueError("`lists` and `test_lists` go together, a list for each experience: give both or neither.")
         if lists is not None and test is None:
             raise ValueError("`lists` go with test samples of their own: give those and `test_lists`.")
         if test_domains is not None and (domains is None or test is None):
@@ -350,7 +352,7 @@ class OwnStream(ClassStream):
         by_class = domains is None and lists is None
         given = {"num_experiences": num_experiences, **kwargs}
         for name, default in ONLY_BY_CLASS.items():
-            if not by_class and given.get(name, default) != default:
+            if not by_class and repr(given.get(name, default)) != repr(default):  # an array has no truth value
                 raise ValueError(f"`{name}` cuts by class: it cannot go with `domains` or `lists`.")
         if domains is not None:
             domains = _numbers("domains", domains, len(train))
@@ -361,7 +363,10 @@ class OwnStream(ClassStream):
             train, test = train.subset(kept), train.subset(held_out)
         if num_classes is None:
             num_classes = int(max(train.labels.max(), test.labels.max())) + 1
-        shape = tuple(train[0][0].shape)
+        first = train[0][0]
+        if not isinstance(first, Tensor):
+            raise ValueError(f"Samples must be tensors, arrays or images, got {first!r}: choose another `input_key`.")
+        shape = tuple(first.shape)
         check_samples(train, num_classes, shape, train=True)
         super().__init__(num_classes, shape, num_experiences if by_class else 1, **kwargs)
         self._samples = {True: train, False: test}
@@ -391,7 +396,7 @@ class OwnStream(ClassStream):
         digest = hashlib.sha256()
         labels = [self._samples[train].labels for train in (True, False)]
         for tensor in [*labels, *(self._lists or {}).get(True, []), *(self._lists or {}).get(False, [])]:
-            digest.update(len(tensor).to_bytes(8, "little") + tensor.numpy().tobytes())
+            digest.update(len(tensor).to_bytes(8, "little") + tensor.long().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     @override
@@ -434,6 +439,8 @@ def _cut_off(labels: Tensor, domains: Tensor | None, fraction: float) -> tuple[T
     kept, held_out = (order[part].sort().values for part in cut_off(groups[order], fraction))
     if domains is not None and (small := sorted({*domains[kept].tolist()} ^ {*domains[held_out].tolist()})):
         raise ValueError(f"`domains` {small} have too few samples to hold some out (`test_fraction`).")
+    if not len(kept) or not len(held_out):
+        raise ValueError(f"`test_fraction` {fraction} leaves nothing to train on, or to test on: choose another.")
     return kept, held_out
 
 
@@ -462,6 +469,6 @@ def _check_labels(name: str, samples: Samples | None) -> None:
 
 def _numbers(name: str, values: Any, count: int) -> Tensor:
     found = torch.as_tensor(values)
-    if len(found) != count:
-        raise ValueError(f"`{name}` must hold one number per sample, {count}, got {len(found)}.")
+    if found.shape != (count,):
+        raise ValueError(f"`{name}` must hold one number per sample, {count}, got the shape {tuple(found.shape)}.")
     return found

@@ -251,7 +251,8 @@ class StreamDataModule(LightningDataModule):
         groups = range(len(self._groups))
         if name != "test":
             return joined([self._part_of_group(group, name) for group in groups])
-        whole = joined([self._part_of_group(group, name) for group in dict.fromkeys(map(self.test_of, groups))])
+        parts = [self._part_of_group(self.test_of(group), name) for group in groups]
+        whole = joined(list({id(part): part for part in parts}.values()))  # a test sample counts once
         return whole.distinct() if isinstance(whole, Samples) else whole
 
     def test_of(self, experience: int) -> int:
@@ -283,7 +284,7 @@ class StreamDataModule(LightningDataModule):
         if limit is not None and limit > count:
             raise ValueError(f"`samples_per_experience` must be {count} or less in experience {group}, got {limit}.")
         size = count if limit is None else limit
-        held_out, rest = self._held_out(group, data, int(size * self.val_fraction))
+        held_out, rest = self._held_out(group, data, int(size * self.val_fraction + 1e-9))
         return rest[: size - len(held_out)], held_out
 
     def _held_out(self, group: int, data: Samples, count: int) -> tuple[Tensor, Tensor]:
@@ -358,7 +359,7 @@ class StreamDataModule(LightningDataModule):
         last = self.current if self.boundaries else len(self._groups) - 1
         parts = [self._part_of_group(i, name) for i in range(first, last + 1)]
         if revisited is None:
-            return list({id(part): part for part in parts}.values())  # what comes again is there once
+            return list({id(part): part for part in parts}.values()) if self.cumulative else parts  # each sample once
         sizes = [len(part) for part in parts]
         chosen = draw(revisited.counts(sizes), sizes, self.seed, self.current)
         return [part.subset(index) for part, index in zip(parts, chosen, strict=True) if len(index)]

@@ -104,7 +104,13 @@ def test_a_column_is_one_image_in_all_domains() -> None:
 
 def test_colours_and_floats() -> None:
     x = torch.tensor([0.0, 0.5, 2.0]).view(1, 3, 1, 1)
-    paper = images_figure(TensorStream(x, torch.zeros(1), x, torch.zeros(1), num_experiences=1)).axes[0].images[0]
+    paper = (
+        images_figure(
+            TensorStream(x, torch.zeros(1, dtype=torch.long), x, torch.zeros(1, dtype=torch.long), num_experiences=1)
+        )
+        .axes[0]
+        .images[0]
+    )
     assert np.asarray(paper.get_array())[1, 1].tolist() == [0, 128, 255]
 
 

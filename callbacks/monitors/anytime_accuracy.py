@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,6 @@ from lightning_cl.loader import StreamLoader, sharded_batches
 from lightning_cl.metrics import AnytimeMetrics
 from lightning_cl.report import write_atomic
 from lightning_cl.run import StreamRun
-from lightning_cl.samples import Samples
 from lightning_cl.stream import StreamDataModule
 from lightning_cl.utilities import derive_seed, evaluating, isolated_rng, permutation
 
@@ -210,7 +210,7 @@ def _choose(data: Any, limit: int | None, seed: int) -> Tensor:
     """Positions of ``limit`` samples or all, ascending; each class has its share, rounded, if labels are known."""
     count = len(data) if limit is None else min(limit, len(data))
     order = permutation(len(data), seed)
-    if isinstance(data, Samples) and data.targets is not None:
+    with suppress(AttributeError, ValueError):  # of labels that only the samples themselves tell
         order = order[data.labels[order].argsort(stable=True)]
     return order[torch.arange(count) * len(data) // count].sort().values
 

@@ -70,9 +70,12 @@ class Source(ABC):
         Raises:
             ValueError: If its checksum is another.
         """
-        expected = self.checksums().get(path.name)
-        if expected is not None and (found := hashlib.md5(path.read_bytes()).hexdigest()) != expected:
-            raise ValueError(f"{str(path)!r} has the MD5 checksum {found} and should have {expected}: get it again.")
+        if (expected := self.checksums().get(path.name)) is not None:
+            found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+            if found != expected:
+                raise ValueError(
+                    f"{str(path)!r} has the MD5 checksum {found} and should have {expected}: get it again."
+                )
         return path
 
     def prepare(self) -> None:
@@ -86,7 +89,7 @@ class Source(ABC):
         """
         moving = self.root / f".{type(self).__name__}.moving"
         if moving.exists():
-            missing = ["the rest of a download that was cut short"]
+            missing = [f"the rest of a download that was cut short (if all is there, delete {moving.name})"]
         elif not (missing := self.missing()):
             return
         if not self.download:
@@ -99,7 +102,7 @@ class Source(ABC):
                 self.fetch(Path(folder))
                 moving.touch()
                 move_into(Path(folder), self.root)
-                moving.unlink()
+                moving.unlink(missing_ok=True)  # another process may have done the same
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "")
             raise self._error(missing, f"the download failed ({type(error).__name__}: {reason})") from error

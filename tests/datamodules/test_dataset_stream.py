@@ -70,3 +70,16 @@ def test_labels_are_found_inside() -> None:
     assert targets_of(parts).tolist() == [3, 1, 8, 9]
     with pytest.raises(ValueError, match="`test_targets` must be given: Anything has no column 'label'"):
         DatasetStream(Labelled("targets"), type("Anything", (list,), {})([1]), num_experiences=2)
+
+
+def test_a_column_that_is_no_image_is_named() -> None:
+    class Numbered(Columns):
+        column_names = ("id", "label")
+
+        def __getitem__(self, key: Any) -> Any:
+            return super().__getitem__(key) if key == "label" else {"id": key, "label": key % 4}
+
+    with pytest.raises(ValueError, match=r"Samples must be tensors, .*, got 0: choose another `input_key`"):
+        DatasetStream(Numbered(), Numbered(), num_experiences=2)
+    with pytest.raises(ValueError, match=r"`test_targets` go with `test`"):
+        DatasetStream(Columns(), test_targets=torch.zeros(3), num_experiences=2)

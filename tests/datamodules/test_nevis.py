@@ -198,11 +198,15 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
         NevisStream(**{"data_sets": ["digits"], **arguments})
 
 
-def test_what_comes_again_is_trained_on_once(tmp_path: Path) -> None:
-    for form in ({"cumulative": True}, {"boundaries": False, "task_labels": False}):
-        stream = NevisStream(data_sets=["digits", "digits"], image_size=8, channels=1, **form)
-        stream.current = len(stream) - 1
-        assert sum(len(y) for _, y, *_ in stream.train_dataloader()) == 1442
+@pytest.mark.parametrize(
+    ("form", "count"), [({"cumulative": True}, 1442), ({"boundaries": False, "task_labels": False}, 2 * 1442)]
+)
+def test_what_comes_again_is_jointly_trained_on_once(form: dict[str, bool], count: int) -> None:
+    """And in the stream again, where it comes again."""
+    stream = NevisStream(data_sets=["digits", "digits"], image_size=8, channels=1, **form)
+    stream.current = len(stream) - 1
+    assert sum(len(y) for _, y, *_ in stream.train_dataloader()) == count
+    assert len(stream.part(stream.current, "test")) == 355
 
 
 def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:

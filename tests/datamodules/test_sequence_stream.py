@@ -88,3 +88,10 @@ def test_anything_else_is_refused() -> None:
         from_scenario(Scenario())
     with pytest.raises(ValueError, match="`test` must hold 1 data set, or one for each of 2, got 3"):
         SequenceStream([[0], [0]], [[0]] * 3, [[0], [1]])
+
+
+def test_what_comes_again_is_held_out_again() -> None:
+    first, second = TaskSet(0, True), TaskSet(1, True)
+    stream = SequenceStream([first, second, first], [first], [[0, 1], [2, 3], [0, 1]], 4, val_fraction=0.5)
+    assert stream.part(0, "val").indices.tolist() == stream.part(2, "val").indices.tolist()
+    assert stream.part(0, "val").indices.tolist() != stream.part(1, "val").indices.tolist()

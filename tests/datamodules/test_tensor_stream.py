@@ -23,3 +23,8 @@ def test_test_samples_are_those_given() -> None:
     assert float(stream.part(1, "test").batch(torch.arange(2))[0].min()) >= 10
     with pytest.raises(ValueError, match="`x_test` and `y_test` go together"):
         TensorStream(x, y, x)
+
+
+def test_labels_that_are_no_integers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`y` must hold integers, the classes, got torch.float32"):
+        TensorStream(torch.rand(8, 3), torch.arange(8) / 2, num_experiences=2)
