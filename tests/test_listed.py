@@ -89,3 +89,22 @@ def test_missing_files_are_named_from_the_root_on(tmp_path: Path) -> None:
 def test_image_size_is_positive(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`image_size` must be 1 or more, got 0"):
         Letters(tmp_path, image_size=0)
+
+
+def test_training_and_test_lists_are_kept_apart(tmp_path: Path) -> None:
+    colour = write(tmp_path)
+
+    class Two(Letters):
+        def lists(self, train: bool) -> list[FileList]:
+            return super().lists(train)[:: 1 if train else -1]
+
+    stream = ListedStream(Two(tmp_path), 2)
+    assert stream.classes == [(0, 1), (0, 1, 2)]  # of the training lists
+    found = [[x[:, 5, 5].tolist() for x, _ in stream.part(i, name)] for i in (0, 1) for name in ("train", "test")]
+    first, second = ([list(colour[name]) for name, _ in part] for part in LISTS)
+    assert found == [first, second, second, first]
+
+
+def test_images_are_normalised_as_those_of_imagenet(tmp_path: Path) -> None:
+    (x,) = ListedStream(Letters(tmp_path), 2).transform_batch([torch.zeros(1, 3, 1, 1, dtype=torch.uint8)])
+    torch.testing.assert_close(x.flatten(), torch.tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from lightning_cl.loader import StreamLoader, ordered_batches, sharded_batches
+from lightning_cl.loader import ChainLoader, StreamLoader, ordered_batches, sharded_batches
 from lightning_cl.samples import TensorData
 from lightning_cl.utilities import permutation
 
@@ -79,3 +79,24 @@ def test_workers_are_processes_of_their_own() -> None:
 
     pids = [int(*StreamLoader(Where(), lambda _: [torch.tensor([0])], 1, num_workers=n)) for n in (0, 1)]
     assert pids[0] == os.getpid() != pids[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_loaders_in_a_chain_share_their_workers() -> None:
+    class Here(Dataset[Any]):
+        def __init__(self, first: int) -> None:
+            self.first = first
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[int, int]:
+            return self.first + index, os.getpid()
+
+    batches = [torch.tensor([2, 0]), torch.tensor([1])]
+    chain = ChainLoader([StreamLoader(Here(n), lambda _: batches, 2, num_workers=1) for n in (0, 10)], [3, 5])
+    found, pids = zip(*chain, strict=True)
+    assert [x.tolist() for x in found] == [[2, 0], [1], [12, 10], [11]]
+    assert chain.experience_of_batch == [3, 3, 5, 5]
+    assert len(torch.cat(pids).unique()) == 1
+    assert os.getpid() not in torch.cat(pids)

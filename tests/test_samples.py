@@ -153,3 +153,52 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
 def test_labels_must_be_as_many_as_samples() -> None:
     with pytest.raises(ValueError, match=r"`inputs` and `targets` must be of one length, got 9 and 8"):
         MapData(Numbers(), torch.arange(8))
+
+
+# -- at the edges -----------------------------------------------------------------------------------------------------
+
+
+def test_task_labels_stay_with_their_samples() -> None:
+    data = joined([tensors().subset(torch.tensor([k])).with_task(k) for k in (4, 1, 7)])
+    part = data.subset(torch.tensor([2, 0]))
+    assert (values(part), part.tasks.tolist()) == ([7, 4], [7, 4])
+
+
+def test_distinct_samples_keep_their_order() -> None:
+    assert values(tensors().subset(torch.tensor([7, 3, 7, 1, 3])).distinct()) == [7, 3, 1]
+
+
+def test_labels_of_joined_tensors_are_those_of_all_parts() -> None:
+    parts = [tensors().subset(torch.arange(n)).relabelled([n, n, n]) for n in (2, 1)]
+    assert joined(parts).labels.tolist() == [2, 2, 1]
+
+
+def test_storage_is_shared_by_equal_labels_of_one_kind() -> None:
+    class Other(TensorData):
+        pass
+
+    data = tensors()
+    assert data.shares_storage(TensorData(data.inputs, data.targets.clone()))
+    assert not data.shares_storage(TensorData(data.inputs, data.targets + 1))
+    assert not data.shares_storage(Other(data.inputs, data.targets))
+
+
+def test_pairs_are_transformed_too() -> None:
+    x, y = MapData([(np.ones(4), 7)])[0]
+    assert (torch.equal(x, torch.ones(4).double()), y) == (True, 7)
+
+
+def test_images_are_resized_by_the_bicubic_filter() -> None:
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (9, 9, 3), np.uint8))
+    expected = np.asarray(image.resize((4, 4), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(center_crop(4)(image).numpy(), expected)
+
+
+def test_random_crops_are_small_and_large_and_mirrored_half_of_the_time() -> None:
+    image = Image.fromarray(np.arange(40, dtype=np.uint8)[None, :, None].repeat(20, 0).repeat(3, 2))
+    torch.manual_seed(0)
+    ends = torch.stack([random_crop(8)(image)[0, 0, [0, -1]].int() for _ in range(100)])
+    widths = (ends[:, 1] - ends[:, 0]).abs()
+    assert widths.min() < 8  # an area of 0.05 and the narrowest shape: 5.5 columns
+    assert widths.max() > 20
+    assert 30 < (ends[:, 1] < ends[:, 0]).sum() < 70

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_cl.blurry import i_blurry, si_blurry
 from lightning_cl.revisit import PowerLaw, Revisit, Uniform
 from lightning_cl.samples import Samples, TensorData
-from lightning_cl.scenarios import ClassStream, DomainStream, OwnStream
+from lightning_cl.scenarios import ClassStream, DomainStream, OwnStream, SourceStream
 from lightning_cl.sources.base import Source
 
 
@@ -410,3 +410,137 @@ def ids_of_images(data: Any) -> list[int]:
 def test_bad_arguments_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+# -- at the edges -----------------------------------------------------------------------------------------------------
+
+
+def test_each_experience_revisits_others_and_validates_on_its_own() -> None:
+    class Three(Revisit):
+        def counts(self, sizes: Any) -> list[int]:
+            return [3] * len(sizes)
+
+    third, fourth = (_at(Ten(5, revisit=Three(), val_fraction=0.25), current) for current in (3, 4))
+    assert {k for k in seen(third) if k % 10 < 2} != {k for k in seen(fourth) if k % 10 < 2}
+    val = [int(x) for batch in fourth.val_dataloader() for x in batch[0][:, 0]]
+    assert sorted(val) == ids(fourth.part(4, "val"))
+
+
+def test_what_the_last_experience_revisits_is_checked_too() -> None:
+    class TooMany(Revisit):
+        def counts(self, sizes: Any) -> list[int]:
+            return [81 if len(sizes) == 5 else 1] * len(sizes)
+
+    with pytest.raises(ValueError, match="samples of experience 0 in experience 4, got 81"):
+        Ten(5, revisit=TooMany()).setup("fit")
+
+
+def test_sessions_of_one_size_are_drawn_differently() -> None:
+    few_shot = Ten(base_classes=4, increment=3, shots=5)
+    assert len({tuple(k // 10 for k in ids(few_shot.part(t, "train"))) for t in (1, 2)}) == 2
+    facil = [Ten(5, convention="facil", val_fraction=0.25, seed=seed) for seed in (1, 2)]
+    assert len({tuple(k // 10 for k in ids(stream.part(t, "val"))) for stream in facil for t in (0, 1)}) == 4
+
+
+def test_half_of_the_classes_and_a_tenth_of_the_samples_blur_by_default() -> None:
+    split = si_blurry(torch.arange(400) % 10, 10, 5, 50, 10, "fixed", seed=0)
+    stream = Ten(5, blurry="fixed")
+    for t, index in enumerate(split.indices):
+        assert sorted(ids(stream.part(t, "train"))) == sorted(index.tolist())
+
+
+def test_shape_tells_apart_streams_of_the_same_classes_and_sizes() -> None:
+    blurred: dict[str, Any] = {"num_experiences": 2, "blurry": "fixed", "disjoint_percent": 0}
+    forms: list[dict[str, Any]] = [
+        *({"num_experiences": 5, "val_fraction": 0.25, "convention": rule} for rule in ("pycil", "facil")),
+        *({**blurred, "blurry_percent": 50, "blurry_seed": seed} for seed in (1, 2)),
+        {**blurred, "blurry_percent": 60, "blurry_seed": 1},
+    ]
+    shapes = [Ten(**form).shape() for form in forms]
+    assert all(shape not in shapes[:k] for k, shape in enumerate(shapes))
+
+
+@pytest.mark.parametrize(
+    "given", [{"base_classes": 4, "increment": 3}, {"increment": 5}, {"relabel": True}, {"shots": 5}]
+)
+def test_what_a_blurry_stream_cannot_go_with_is_named(given: dict[str, Any]) -> None:
+    length = None if "increment" in given else 5
+    with pytest.raises(ValueError, match=f"it cannot go with `{next(iter(given))}`"):
+        Ten(length, blurry="fixed", **given)
+
+
+def test_own_cuts_of_the_same_classes_and_sizes_are_told_apart() -> None:
+    lists = {"lists": [[0, 1], [2, 3]], "test_lists": [[0], [2]]}
+    cuts = [lists, {**lists, "lists": [[6, 1], [2, 3]]}, {**lists, "test_lists": [[6], [2]]}]
+    shapes = [own(**cut).shape() for cut in cuts]
+    assert all(shape not in shapes[:k] for k, shape in enumerate(shapes))
+    x, y = torch.zeros(60, 1), torch.arange(60) % 6
+    one, other = (OwnStream(TensorData(x, labels), num_experiences=3).shape() for labels in (y, y.flip(0)))
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("num_experiences", "class_order", "base_classes", "increment", "convention", "relabel", "shots"),
+        *("blurry", "disjoint_percent", "blurry_percent", "blurry_seed"),
+    ],
+)
+def test_what_cuts_by_class_does_not_go_with_another_cut(name: str) -> None:
+    given = {"convention": "facil", "relabel": True, "blurry": "fixed"}.get(name, 2)
+    with pytest.raises(ValueError, match=f"`{name}` cuts by class: it cannot go with `domains` or `lists`"):
+        own(domains=torch.arange(60) % 2, test_domains=torch.arange(12) % 2, **{name: given})
+
+
+def test_experiences_may_share_samples_to_test_on_but_not_to_train_on() -> None:
+    stream = own(lists=[[0], [1]], test_lists=[[2], [2]])
+    assert [ids(stream.part(t, "test")) for t in (0, 1)] == [[102], [102]]
+    with pytest.raises(ValueError, match="`lists` must hold each index at most once, and 0 is in lists"):
+        own(lists=[[0], [0]], test_lists=[[2], [3]])
+
+
+def test_samples_that_are_cut_off_keep_their_order() -> None:
+    stream = own(test=None, domains=torch.arange(60) // 30)
+    parts = [ids(stream.part(t, name)) for t in (0, 1) for name in ("train", "test")]
+    assert sorted(k for part in parts for k in part) == list(range(60))
+    assert all(part == sorted(part) for part in parts)
+
+
+def test_own_test_samples_that_do_not_fit_are_named() -> None:
+    for labels, message in (([], "`test` must hold samples"), ([-1], "labels of `test` must be class numbers")):
+        with pytest.raises(ValueError, match=message):
+            own(test=TensorData(torch.zeros(len(labels), 1), torch.tensor(labels)), num_experiences=2)
+    with pytest.raises(ValueError, match=r"`num_classes` is 7, and there is no training sample of \[6\]"):
+        own(test=TensorData(torch.zeros(1, 1), torch.tensor([6])), num_experiences=1)
+    with pytest.raises(ValueError, match="`test_domains` must hold one number per sample, 12, got"):
+        own(domains=torch.zeros(60), test_domains=torch.zeros(11))
+
+
+@pytest.mark.parametrize("kind", [SourceStream, Shifted])
+def test_a_source_is_read_once_and_before_the_other_processes_ask(kind: Any) -> None:
+    loads: list[bool] = []
+
+    class Noted(Few):
+        def load(self, train: bool) -> TensorData:
+            loads.append(train)
+            return super().load(train)
+
+    stream = kind(Noted(), 2)
+    stream.prepare_data()
+    assert loads == [True, False]
+    assert [len(stream.experiences), *loads] == [2, True, False]
+    assert stream.shape()["data_set"] == "Few"
+
+
+def test_a_source_without_samples_of_a_class_is_named() -> None:
+    class Three(Few):
+        num_classes = 3
+
+    with pytest.raises(ValueError, match=r"`num_classes` is 3, and there is no training sample of \[2\]"):
+        Shifted(Three(), 2).part(0, "train")
+
+
+def test_domains_may_be_of_another_shape_and_of_other_samples() -> None:
+    assert Shifted(Few(), 2, (1, 4, 4)).input_shape == (1, 4, 4)
+    stream = Shifted(Many(), 3, samples_per_experience=3)
+    assert len({tuple(stream.part(t, "train").indices.tolist()) for t in range(3)}) > 1

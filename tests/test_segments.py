@@ -8,7 +8,7 @@ import torch
 
 from lightning_cl.corruptions import CORRUPTIONS, cotta_order
 from lightning_cl.samples import TensorData
-from lightning_cl.segments import CorruptedFiles, SegmentStream
+from lightning_cl.segments import CorruptedFiles, SegmentStream, load_rows
 from lightning_cl.sources.cifar import CIFAR10
 from tests.helpers.fakes._corrupted import write_arrays
 
@@ -122,3 +122,51 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"CIFAR-10-C is missing: looked for fog\.npy in `root` .* from Zenodo"):
         stream.part(0, "test")
+
+
+# -- at the edges -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype", "labels"), [(7, np.uint8, 7), (0, np.uint8, 0), (10, np.float32, 10), (10, np.uint8, 5)]
+)
+def test_arrays_of_another_form_are_named(count: int, dtype: Any, labels: int, tmp_path: Path) -> None:
+    np.save(tmp_path / "fog.npy", np.zeros((count, 32, 32, 3), dtype))
+    np.save(tmp_path / "labels.npy", np.zeros(labels, np.int64))
+    with pytest.raises(ValueError, match=r"fog.npy' should hold uint8 \(5 N, 32, 32, 3\) with as many labels"):
+        Files(tmp_path, corruptions="fog").part(0, "test")
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}' is damaged or not downloaded whole"):
+        load_rows(tmp_path)
+
+
+def test_files_are_mapped_and_never_written_to(tmp_path: Path) -> None:
+    write_arrays(tmp_path, "CIFAR-10-C", 10)
+    path = tmp_path / "CIFAR-10-C" / "fog.npy"
+    rows = load_rows(path)
+    assert isinstance(rows, np.memmap)
+    before = path.read_bytes()
+    rows[:] = 0
+    rows.flush()
+    assert path.read_bytes() == before
+
+
+def test_missing_files_are_listed_the_labels_too(tmp_path: Path) -> None:
+    write_arrays(tmp_path, "CIFAR-10-C", 10)
+    (tmp_path / "CIFAR-10-C" / "labels.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"looked for labels\.npy in `root`"):
+        Files(tmp_path).prepare_data()
+    with pytest.raises(FileNotFoundError, match="looked for " + ", ".join(f"{n}.npy" for n in CORRUPTIONS[:4]) + " in"):
+        Files(tmp_path / "none").prepare_data()
+
+
+def test_defaults_are_those_of_the_published_protocol_and_the_clean_data_set(tmp_path: Path) -> None:
+    stream = Files(tmp_path)
+    assert stream.eval_batch_size == 200
+    (x,) = stream.transform_batch([torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)])
+    expected = [(1 - mean) / std for mean, std in zip(CIFAR10.mean, CIFAR10.std, strict=True)]
+    torch.testing.assert_close(x[0, :, 0, 0], torch.tensor(expected))
+    with pytest.raises(ValueError, match=r"^nothing to train on$"):
+        stream.dataset(0, train=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cl.loader import ChainLoader, StreamLoader, ordered_batches
+from lightning_cl.revisit import Uniform
 from lightning_cl.samples import MapData, TensorData
 from lightning_cl.scenarios import ClassStream
 from lightning_cl.stream import StreamBatch, StreamDataModule
@@ -578,3 +579,135 @@ def test_unknown_part_is_named() -> None:
 def test_samples_of_another_form_are_refused(batch: Any, kind: str) -> None:
     with pytest.raises(TypeError, match=rf"`dataset` must return samples \(x, y\) with a tensor x, got a {kind}\."):
         at(Numbers()).transform_batch(batch)
+
+
+# -- at the edges -----------------------------------------------------------------------------------------------------
+
+
+class Shared(StreamDataModule):
+    """Three experiences of five numbers each; the last has the class and the test samples of the first."""
+
+    def __init__(self, num_classes: int = 2, **kwargs: Any) -> None:
+        super().__init__([[0], [1], [0]], num_classes, (1,), **kwargs)
+
+    def dataset(self, experience: int, train: bool) -> TensorData:
+        first = 10 * experience + (0 if train else 100)
+        return TensorData(torch.arange(first, first + 5).view(5, 1), torch.full((5,), experience % 2))
+
+    def test_of(self, experience: int) -> int:
+        return experience % 2
+
+
+def test_shared_test_samples_are_measured_once() -> None:
+    stream = Shared()
+    assert stream.part(2, "test") is stream.part(0, "test")
+    assert flat(at(Shared(boundaries=False)).test_dataloader()) == [*range(100, 105), *range(110, 115)]
+    with pytest.raises(ValueError, match="`task_labels` must be off: experiences share test samples"):
+        Shared(task_labels=True).setup("test")
+
+
+def test_a_class_that_comes_again_is_named_once() -> None:
+    stream, online = Shared(), Shared(boundaries=False)
+    stream.current = 2
+    assert stream.seen_classes == (0, 1)
+    assert (online.classes, online.name_of(0)) == ([(0, 1)], "classes 0, 1")
+
+
+def test_task_labels_are_those_that_the_stream_says() -> None:
+    class Numbered(Numbers):
+        def task_of(self, experience: int) -> int:
+            return experience + 10
+
+    stream = Numbered(task_labels=True)
+    assert stream.experiences[2].task_label == 12
+    assert {int(task) for _, _, task in stream.part(2, "train")} == {12}
+
+
+def test_experiences_of_one_size_are_drawn_differently() -> None:
+    """Which samples are held out, and the order of a stream without boundaries."""
+    stream = Numbers(val_fraction=0.4)
+    held_out = {tuple(int(x[0, 0]) // 5 for x, _ in stream.part(i, "val")) for i in range(5)}
+    assert len(held_out) > 1
+    order = torch.tensor(flat(at(Numbers(boundaries=False)).train_dataloader())) // 5
+    assert len(order.view(5, 9).unique(dim=0)) > 1
+
+
+def test_statistics_without_boundaries_are_of_the_whole_stream() -> None:
+    assert sorted(flat(at(Numbers(boundaries=False)).statistics_dataloader())) == list(range(45))
+
+
+def test_shape_tells_apart_all_that_is_trained_differently() -> None:
+    others: list[dict[str, Any]] = [
+        *({name: True} for name in ("cumulative", "drop_last", "task_labels")),
+        *({name: 3} for name in ("batch_size", "eval_batch_size", "seed")),
+        *({"revisit": Uniform(fraction)} for fraction in (0.4, 0.5)),
+        *({"num_experiences": 1, "boundaries": boundaries} for boundaries in (True, False)),
+    ]
+    shapes = [Numbers(**other).shape() for other in ({}, *others)]
+    assert all(shape not in shapes[:k] for k, shape in enumerate(shapes))
+    assert Shared().shape() != Shared(num_classes=3).shape()
+
+
+def test_doubles_stay_so_only_where_all_is_double() -> None:
+    stream, x = at(Numbers()), torch.rand(2, 2, 3, dtype=torch.float64)
+    assert stream.transform_batch([x])[0].dtype == torch.float32
+    stream.trainer.precision, stream.trainer.precision_plugin = "64-true", DoublePrecision()
+    assert torch.equal(stream.transform_batch([x])[0], x)
+
+
+def test_augmentation_comes_back_with_the_outermost_block_even_after_an_error() -> None:
+    calls: list[str] = []
+
+    def augment(x: Tensor) -> Tensor:
+        calls.append("augment")
+        return x
+
+    stream = at(Numbers(augment=augment))
+    batch = stream.part(0, "train").batch(torch.arange(2))
+    with pytest.raises(KeyError), stream.without_augmentation():  # noqa: PT012
+        with stream.without_augmentation():
+            pass
+        stream.on_after_batch_transfer(batch, 0)
+        assert not calls
+        raise KeyError
+    stream.on_after_batch_transfer(batch, 0)
+    assert calls == ["augment"]
+
+
+def test_training_alone_says_when_it_begins() -> None:
+    calls: list[str] = []
+    stream = at(Numbers())
+    stream.before_first_batch = lambda: calls.append("first")
+    assert [len(list(stream.test_dataloader())), *calls] == [5]
+    assert [len(list(stream.train_dataloader())), *calls] == [1, "first"]
+
+
+def test_position_in_a_longer_stream_is_the_end_of_a_shorter_one() -> None:
+    stream = Numbers(num_experiences=1)
+    stream.load_state_dict({"current": 3})
+    assert stream.current == 0
+
+
+def test_limits_themselves_are_allowed_and_nothing_beyond() -> None:
+    assert [e.num_train for e in Numbers(samples_per_experience=9).experiences] == [9] * 5
+    with pytest.raises(ValueError, match=r"`val_fraction` must be in \[0, 1\), got -0\.1"):
+        Numbers(val_fraction=-0.1)
+    with pytest.raises(ValueError, match=r"`classes` must be in \[0, 1\) \(`num_classes`\), got \[1\]"):
+        Shared(num_classes=1)
+
+
+def test_a_fraction_of_less_than_one_sample_is_refused_before_training() -> None:
+    stream = Numbers(val_fraction=0.1)
+    stream.setup("test")
+    with pytest.raises(ValueError, match=r"`val_fraction` 0\.1 is less than one sample of experiences \[0, 1, 2"):
+        stream.setup("fit")
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_too_few_samples_to_train_or_to_test_are_refused_before_training(few: bool) -> None:
+    class Sized(Ordinary):
+        def dataset(self, experience: int, train: bool) -> Dataset[Any]:
+            return Noisy(list(range(2 if train == few else 5)), experience)
+
+    with pytest.raises(ValueError, match=r"a part of 2 sample\(s\), too few for 3 processes"):
+        at(Sized(), world_size=3).setup("fit")

@@ -1,3 +1,4 @@
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -56,3 +57,35 @@ def test_bad_arguments_are_named() -> None:
         CorruptedImages("digit")
     with pytest.raises(ValueError, match="`corruption_seed` must be 0 or more, got -1"):
         CorruptedImages("digits", corruption_seed=-1)
+
+
+def test_the_same_image_is_corrupted_otherwise_to_train_and_to_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Digits().load(train=True)
+    monkeypatch.setattr(Digits, "load", lambda self, train: data)
+    streams = [CorruptedImages("digits", corruptions=["gaussian_noise"], corruption_seed=seed) for seed in (0, 1)]
+    noisy = [stream.part(0, name).batch(torch.arange(20))[0] for stream in streams for name in ("train", "test")]
+    assert not any(torch.equal(one, other) for one, other in combinations(noisy, 2))
+    assert streams[0].shape() != streams[1].shape()
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_an_image_is_corrupted_alike_in_every_part(in_memory: bool) -> None:
+    stream = CorruptedImages("digits", corruptions=["shot_noise"], val_fraction=0.5, in_memory=in_memory)
+    whole = corrupt(Digits().load(train=True).inputs, "shot_noise", 5, seed=1)
+    part = stream.part(0, "val")
+    for index in (torch.tensor([40, 3]), torch.tensor([3, 9, 40])):  # one of them is made already
+        assert torch.equal(part.batch(index)[0], whole[part.indices[index]])
+
+
+def test_what_is_held_out_is_so_in_every_segment() -> None:
+    """The same image under another corruption would tell the answer."""
+    stream = CorruptedImages("digits", corruptions=["fog", "snow"], val_fraction=0.2, samples_per_experience=100)
+    fog, snow = ({name: set(stream.part(i, name).indices.tolist()) for name in ("train", "val")} for i in (0, 1))
+    assert fog["val"] == snow["val"]
+    assert not fog["val"] & (fog["train"] | snow["train"])
+    assert fog["train"] != snow["train"]
+
+
+def test_pixels_are_normalised_as_told() -> None:
+    (x,) = CorruptedImages("digits", mean=[0.0], std=[2.0]).transform_batch([torch.full((1, 1, 8, 8), 255).byte()])
+    torch.testing.assert_close(x, torch.full((1, 1, 8, 8), 0.5))

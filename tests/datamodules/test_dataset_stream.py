@@ -83,3 +83,33 @@ def test_a_column_that_is_no_image_is_named() -> None:
         DatasetStream(Numbered(), Numbered(), num_experiences=2)
     with pytest.raises(ValueError, match=r"`test_targets` go with `test`"):
         DatasetStream(Columns(), test_targets=torch.zeros(3), num_experiences=2)
+
+
+class Fine(Columns):
+    """The label comes first, and under another name."""
+
+    column_names = ("fine", "image")
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__("label" if key == "fine" else key)
+
+
+def test_the_label_may_have_any_name_and_place() -> None:
+    parts = ConcatDataset([Subset(Fine(), range(12)), Subset(Fine(), range(12, 24))])  # type: ignore[arg-type]
+    for data in (Fine(), parts):
+        stream = DatasetStream(data, data, target_key="fine", num_experiences=2)
+        assert (stream.classes, stream.input_shape) == ([(0, 1), (2, 3)], (3, 2, 2))
+
+
+def test_labels_of_the_test_samples_may_be_given() -> None:
+    data = Labelled("targets")
+    stream = DatasetStream(data, data, targets=[k % 2 for k in range(24)], test_targets=[0] * 24, num_experiences=1)  # type: ignore[arg-type]
+    assert stream.part(0, "train").labels.tolist() == [0, 1] * 12
+    assert stream.part(0, "test").labels.tolist() == [0] * 24
+
+
+def test_inputs_and_labels_that_are_nowhere_are_refused() -> None:
+    with pytest.raises(ValueError, match="`input_key` must be 0 or more where it is a position, got -1"):
+        DatasetStream(Labelled("targets"), input_key=-1, num_experiences=2)
+    with pytest.raises(ValueError, match="`targets` must be given: TensorDataset has no column 'label'"):
+        DatasetStream(TensorDataset(torch.zeros(4, 1)), num_experiences=2)

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_cl.datamodules import ImageNetC
 from tests.helpers.fakes.imagenet_c import CLASSES, write
@@ -58,3 +59,21 @@ def test_what_is_missing_is_named(arguments: dict[str, Any], tmp_path: Path) -> 
         ImageNetC(**arguments, image_list=str(tmp_path / "none.txt")).part(1, "test")
     with pytest.raises(ValueError, match=r"ImageNet-C has test images only: .*pretrained true"):
         ImageNetC(**arguments).setup("fit")
+
+
+def test_folder_itself_is_a_root_too(arguments: dict[str, Any]) -> None:
+    inner = ImageNetC(**{**arguments, "root": str(Path(arguments["root"]) / "ImageNet-C")})
+    assert inner.part(1, "test").paths == ImageNetC(**arguments).part(1, "test").paths
+
+
+def test_every_segment_is_looked_for_and_none_is_trained_on(arguments: dict[str, Any]) -> None:
+    stream = ImageNetC(**{**arguments, "corruptions": ["fog", "snow"]})
+    with pytest.raises(FileNotFoundError, match="ImageNet-C is missing: looked for snow/5 in `root`"):
+        stream.prepare_data()
+    with pytest.raises(ValueError, match="ImageNet-C has test images only"):
+        stream.dataset(0, train=True)
+
+
+def test_pixels_are_normalised_as_those_of_imagenet(arguments: dict[str, Any]) -> None:
+    (x,) = ImageNetC(**arguments).transform_batch([torch.zeros(1, 3, 1, 1, dtype=torch.uint8)])
+    torch.testing.assert_close(x.flatten(), torch.tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]))

@@ -235,3 +235,7 @@ def test_statistics_of_a_data_set_that_comes_again_are_its_own(tmp_path: Path) -
     stream = NevisStream(str(tmp_path), names, image_size=8, channels=1, download=False, cumulative=True)
     stream.current = 2
     assert {int(y) for _, labels, _ in stream.statistics_dataloader() for y in labels} == set(range(10))
+
+
+def test_punctuation_of_a_name_does_not_count(tmp_path: Path) -> None:
+    assert written(tmp_path, data_sets=["(COIL 20)"]).classes == [(0, 1)]

@@ -95,3 +95,29 @@ def test_what_comes_again_is_held_out_again() -> None:
     stream = SequenceStream([first, second, first], [first], [[0, 1], [2, 3], [0, 1]], 4, val_fraction=0.5)
     assert stream.part(0, "val").indices.tolist() == stream.part(2, "val").indices.tolist()
     assert stream.part(0, "val").indices.tolist() != stream.part(1, "val").indices.tolist()
+
+
+def test_labels_may_have_gaps_and_classes_are_as_many_as_data_sets() -> None:
+    tasks = [[(torch.zeros(1), label)] for label in (0, 5)]
+    assert SequenceStream(tasks, tasks, [[0], [5]]).num_classes == 6
+    with pytest.raises(ValueError, match="`classes` must name those of 2 experiences, got 1 groups"):
+        SequenceStream(tasks, tasks, [[0]])
+
+
+def test_what_continuum_says_of_the_classes_counts() -> None:
+    class Reversed(TaskSet):
+        def get_classes(self) -> Any:
+            return super().get_classes()[::-1]
+
+    class More(Scenario):
+        nb_classes = 7
+
+    parts = More([Reversed(task, True) for task in (0, 1)])
+    stream = from_scenario(parts, parts)
+    assert (stream.classes, stream.num_classes) == ([(0, 1), (2, 3)], 7)
+
+
+def test_arguments_reach_the_stream_and_half_a_benchmark_is_refused() -> None:
+    assert avalanche().batch_size == continuum().batch_size == 8
+    with pytest.raises(TypeError, match="`scenario` must be a Continuum scenario"):
+        from_scenario(SimpleNamespace(train_stream=[]))

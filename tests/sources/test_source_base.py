@@ -143,3 +143,56 @@ def test_every_source_is_found_by_name(tmp_path: Path) -> None:
         assert {len(source.mean), len(source.std)} <= {1, source.input_shape[0]}
     with pytest.raises(ValueError, match=r"`data_set`: there is no data set 'cifar'\. Did you mean"):
         make_source("cifar")
+
+
+# -- at the edges -----------------------------------------------------------------------------------------------------
+
+
+def test_root_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Two("~/data").root == tmp_path / "data"
+
+
+@pytest.mark.parametrize(("count", "said"), [(4, "a, b, c, d in"), (6, "a, b, c, d and 2 more in")])
+def test_the_first_missing_files_are_listed(count: int, said: str, tmp_path: Path) -> None:
+    source = Manual(str(tmp_path))
+    source.files = tuple("abcdef"[:count])  # type: ignore[assignment]
+    with pytest.raises(FileNotFoundError, match=f"looked for {said} `root`"):
+        source.prepare()
+
+
+def test_whoever_reads_need_not_prepare(tmp_path: Path) -> None:
+    source = Two(str(tmp_path / "new" / "data"))
+    source.read(train=False)
+    assert not source.missing()
+
+
+def test_a_download_lands_beside_the_data_and_replaces_what_is_old(tmp_path: Path) -> None:
+    places: list[Path] = []
+
+    class Noted(Two):
+        def fetch(self, folder: Path) -> None:
+            places.append(folder.parent)
+            super().fetch(folder)
+
+    (tmp_path / "one.bin").write_text("old")
+    Noted(str(tmp_path)).prepare()
+    assert places == [tmp_path]  # on one file system, where a file is moved at once
+    assert (tmp_path / "one.bin").read_text() == "new"
+
+
+def test_any_error_of_a_download_says_how_to_get_the_files(tmp_path: Path) -> None:
+    class Broken(Two):
+        def fetch(self, folder: Path) -> None:
+            raise RuntimeError("not found or corrupted")
+
+    with pytest.raises(FileNotFoundError, match=r"failed \(RuntimeError: not found or corrupted\)\. Ask for them\."):
+        Broken(str(tmp_path)).prepare()
+
+
+def test_the_form_of_a_data_set_is_in_its_shape() -> None:
+    class Formed(Two):
+        options = ("form",)
+        form = "large"
+
+    assert Formed().shape() == {"data_set": "Two Files", "form": "large"}
