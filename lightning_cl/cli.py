@@ -80,10 +80,16 @@ def _mistyped(message: str) -> str:
         if not (several and errors and all(re.match(rf"Expected a ({kind})", error) for error in errors)):
             return ""
         types, value = several.groups()
-    words = re.sub(r"<class '([\w.]+)'>", r"\1", types).replace("collections.abc.Sequence[", "list[")
-    words = re.sub(r"(, )?NoneType", "", words).replace("typing.Literal", "one of ").replace(", list", " or list")
+    known = r"<class '(\w+)'>|collections\.abc\.Sequence\[<?(?:class )?'?(\w+)'?>?\]|typing\.Literal(\[[^\]]*\])"
+    found = re.findall(known, types)
     key = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
-    return f"`{key}` must be {words}, got {value.partition('. Got value: ')[0]}."
+    if not key or re.sub(known, "", types).strip(", "):
+        return ""  # of a class: its arguments are the matter
+    words = [name for name, _, _ in found if name not in ("", "NoneType")]
+    words += [f"list[{item}]" for _, item, _ in found if item] + [
+        f"one of {choices}" for _, _, choices in found if choices
+    ]
+    return f"`{key}` must be {' or '.join(words)}, got {value.partition('. Got value: ')[0]}."
 
 
 def _with_hint(line: str) -> str:

@@ -166,14 +166,14 @@ class ChainLoader:
         return len(self.experience_of_batch)
 
     def __iter__(self) -> Iterator[Any]:
-        if any(loader.num_workers and not isinstance(loader.dataset, Batched) for loader in self.loaders):
+        if not all(isinstance(loader.dataset, Batched) for loader in self.loaders):
             yield from self._at_once()
         else:
             for loader in self.loaders:
                 yield from loader
 
     def _at_once(self) -> StreamLoader:
-        """The same batches from one loader, whose workers start once for all experiences."""
+        """The same batches from one loader: workers start once, and random transforms are those of their place."""
         batches, start = [], 0
         for loader in self.loaders:
             batches += [batch + start for batch in loader.batches(0)]

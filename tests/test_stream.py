@@ -207,6 +207,8 @@ def test_workers_change_nothing() -> None:
         loader = at(Ordinary(batch_size=2, seed=3, num_workers=workers)).train_dataloader()
         loader.load_state_dict({"position": done})
         torch.testing.assert_close(list(loader), whole[done:], rtol=0, atol=0)
+    tests = [list(at(Ordinary(eval_batch_size=2, num_workers=n)).test_dataloader()) for n in (0, 1)]
+    torch.testing.assert_close(*tests, rtol=0, atol=0)
 
 
 def test_random_transforms_differ_by_epoch_batch_and_rank() -> None:
