@@ -14,7 +14,7 @@ from lightning_cl.nevis22 import CLASSES, Variant
 from lightning_cl.nevis22 import data_sets as named_stream
 from lightning_cl.samples import ImageFiles, Samples, TensorData, center_crop, check_samples
 from lightning_cl.sources import SOURCES, make_source
-from lightning_cl.sources.base import Source
+from lightning_cl.sources.base import Downloadable, Source
 from lightning_cl.sources.image_folder import ImageFolder
 from lightning_cl.sources.mnist import IDXSource
 from lightning_cl.spelling import nearest
@@ -149,16 +149,8 @@ class NevisStream(StreamDataModule):
         return self._loaded[experience, train]
 
     @override
-    def test_of(self, experience: int) -> int:
+    def first_of(self, experience: int) -> int:
         return self.data_sets.index(self.data_sets[experience])
-
-    @override
-    def task_of(self, experience: int) -> int:
-        return self.test_of(experience)
-
-    @override
-    def _part_of_group(self, group: int, name: str) -> Samples:
-        return super()._part_of_group(self.test_of(group), name)  # validated on as the first time
 
     @override
     def name_of_group(self, group: int) -> str:
@@ -182,7 +174,7 @@ def _find(name: str, root: str, image_size: int, download: bool, skip_missing: b
     """The data set of a name; ``None`` if it is missing, cannot be downloaded and may be skipped."""
     try:
         source = _source(name, root, image_size, download)
-        if skip_missing and not (source.download and type(source).fetch is not Source.fetch):
+        if skip_missing and not (source.download and isinstance(source, Downloadable)):
             source.prepare()
         return source
     except FileNotFoundError as error:

@@ -56,14 +56,12 @@ class SequenceStream(StreamDataModule):
         return MapData(_Pairs(sets[experience if len(sets) > 1 else 0]))
 
     @override
-    def _held_out(self, group: int, data: Samples, count: int) -> tuple[Tensor, Tensor]:
-        sets = self._sets[True]
-        first = next(i for i, other in enumerate(sets) if other is sets[group])  # what comes again is cut alike
-        return super()._held_out(first, data, count)
+    def first_of(self, experience: int) -> int:
+        return _first(self._sets[True], experience)
 
     @override
     def test_of(self, experience: int) -> int:
-        return experience if len(self._sets[False]) > 1 else 0
+        return _first(self._sets[False], experience) if len(self._sets[False]) > 1 else 0
 
 
 def from_scenario(scenario: Any, test: Any = None, **kwargs: Any) -> SequenceStream:
@@ -96,6 +94,11 @@ def from_scenario(scenario: Any, test: Any = None, **kwargs: Any) -> SequenceStr
     train, tested = ([part[i] for i in range(len(part))] for part in (scenario, test))
     classes = [sorted(map(int, task.get_classes())) for task in train]
     return SequenceStream(train, tested, classes, int(scenario.nb_classes), **kwargs)
+
+
+def _first(sets: Sequence[Any], at: int) -> int:
+    """Where the data set at a position comes first."""
+    return next(i for i, other in enumerate(sets) if other is sets[at])
 
 
 def _classes_of(experience: Any) -> list[int]:

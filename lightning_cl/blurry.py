@@ -133,11 +133,11 @@ def read_i_blurry(
 
     Args:
         folder: Where the lists are.
-        dataset: ``"cifar10"``, ``"cifar100"``, ``"tinyimagenet"`` or ``"imagenet"``.
+        dataset: ``"cifar10"``, ``"cifar100"`` or ``"tinyimagenet"``.
         num_experiences: The ``T`` of the name.
         disjoint: The ``N`` of the name.
         blurry: The ``M`` of the name.
-        seed: The number after ``rand``, 1 to 3.
+        seed: The number after ``rand``.
         files: Name of each training sample as the lists have it, such as ``"train/deer/1743.png"``.
 
     Returns:

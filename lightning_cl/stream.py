@@ -247,26 +247,30 @@ class StreamDataModule(LightningDataModule):
             raise ValueError(f"`name` must be 'train', 'val' or 'test', got {name!r}.")
         self._check_index("experience", experience)
         if self.boundaries:
-            return self._part_of_group(self.test_of(experience) if name == "test" else experience, name)
-        groups = range(len(self._groups))
+            return self._part_of_group(experience, name)
+        parts = [self._part_of_group(group, name) for group in range(len(self._groups))]
         if name != "test":
-            return joined([self._part_of_group(group, name) for group in groups])
-        parts = [self._part_of_group(self.test_of(group), name) for group in groups]
-        whole = joined(list({id(part): part for part in parts}.values()))  # a test sample counts once
+            return joined(parts)
+        whole = joined(_once_each(parts))  # a test sample counts once
         return whole.distinct() if isinstance(whole, Samples) else whole
+
+    def first_of(self, experience: int) -> int:
+        """The first experience with the same samples: what comes again is cut and labelled as the first time."""
+        return experience
 
     def test_of(self, experience: int) -> int:
         """The first experience that is tested on the same samples: they are measured once for all that share them."""
-        return experience
+        return self.first_of(experience)
 
     def task_of(self, experience: int) -> int:
         """The task label of an experience."""
-        return experience
+        return self.first_of(experience)
 
     def _part_of_group(self, group: int, name: str) -> Samples:
-        if (group, name) not in self._parts:
-            self._parts[group, name] = self._cut_part(group, name)
-        return self._parts[group, name]
+        first = self.test_of(group) if name == "test" else self.first_of(group)
+        if (first, name) not in self._parts:
+            self._parts[first, name] = self._cut_part(first, name)
+        return self._parts[first, name]
 
     def _cut_part(self, group: int, name: str) -> Samples:
         given = self.dataset(group, train=name != "test")
@@ -359,7 +363,7 @@ class StreamDataModule(LightningDataModule):
         last = self.current if self.boundaries else len(self._groups) - 1
         parts = [self._part_of_group(i, name) for i in range(first, last + 1)]
         if revisited is None:
-            return list({id(part): part for part in parts}.values()) if self.cumulative else parts  # each sample once
+            return _once_each(parts) if self.cumulative else parts
         sizes = [len(part) for part in parts]
         chosen = draw(revisited.counts(sizes), sizes, self.seed, self.current)
         return [part.subset(index) for part, index in zip(parts, chosen, strict=True) if len(index)]
@@ -481,6 +485,11 @@ class StreamDataModule(LightningDataModule):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.current = min(state_dict["current"], len(self) - 1)  # in a test the stream may be another, shorter one
+
+
+def _once_each(parts: Sequence[Samples]) -> list[Samples]:
+    """The same parts, those that come again left out."""
+    return list({id(part): part for part in parts}.values())
 
 
 def _named(classes: Sequence[int]) -> str:

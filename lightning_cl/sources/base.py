@@ -7,18 +7,20 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from lightning_cl.samples import Samples
 
 
 class Source(ABC):
     """A data set with a training and a test part, from files in their published layout.
 
-    A concrete source states the class attributes and implements :meth:`missing` and :meth:`load`, and, if it can be
-    downloaded, :meth:`fetch`.
+    A concrete source states the class attributes and implements :meth:`missing` and :meth:`load`. One that can be
+    downloaded is :class:`Downloadable`.
 
     Args:
         root: Folder of the data.
-        download: Download missing files.
+        download: Download missing files, where that is possible.
     """
 
     name: str
@@ -52,10 +54,6 @@ class Source(ABC):
             ValueError: If a file is damaged or not of the published layout.
         """
 
-    def fetch(self, folder: Path) -> None:
-        """Download everything into ``folder``, laid out as in ``root``."""
-        raise NotImplementedError
-
     def shape(self) -> dict[str, Any]:
         """What the data set is, in plain values: part of what a checkpoint must agree with."""
         return {"data_set": self.name, **{option: getattr(self, option) for option in self.options}}
@@ -81,33 +79,13 @@ class Source(ABC):
     def prepare(self) -> None:
         """Make sure that the files are there: download them if need be.
 
-        A download lands beside the data and is moved into place file by file when it is whole. If that is cut short it
-        is known the next time, and done anew.
-
         Raises:
             FileNotFoundError: If files are missing and cannot be had; says what, where, why and how to get them.
         """
-        moving = self.root / f".{type(self).__name__}.moving"
-        if moving.exists():
-            missing = [f"the rest of a download that was cut short (if all is there, delete {moving.name})"]
-        elif not (missing := self.missing()):
-            return
-        if not self.download:
-            raise self._error(missing, "`download` is off")
-        if type(self).fetch is Source.fetch:
-            raise self._error(missing, "it cannot be downloaded automatically")
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.root, prefix=".download-") as folder:
-                self.fetch(Path(folder))
-                moving.touch()
-                move_into(Path(folder), self.root)
-                moving.unlink(missing_ok=True)  # another process may have done the same
-        except Exception as error:
-            reason = next(iter(str(error).splitlines()), "")
-            raise self._error(missing, f"the download failed ({type(error).__name__}: {reason})") from error
         if missing := self.missing():
-            raise self._error(missing, "the download did not bring them")
+            raise self._error(
+                missing, "it cannot be downloaded automatically" if self.download else "`download` is off"
+            )
 
     def read(self, train: bool) -> Samples:
         """:meth:`load` after :meth:`prepare`, for whoever did not prepare."""
@@ -119,6 +97,44 @@ class Source(ABC):
         return FileNotFoundError(
             f"{self.name} is missing: looked for {looked} in `root` {str(self.root)!r}, and {why}. {self.remedy}"
         )
+
+
+class Downloadable(Source):
+    """A source whose files can be downloaded: a concrete one implements :meth:`fetch` too.
+
+    A download lands beside the data and is moved into place file by file when it is whole. If that is cut short it is
+    known the next time, and done anew.
+    """
+
+    @abstractmethod
+    def fetch(self, folder: Path) -> None:
+        """Download everything into ``folder``, laid out as in ``root``."""
+
+    @override
+    def prepare(self) -> None:
+        moving = self.root / f".{type(self).__name__}.moving"
+        if moving.exists():
+            missing = [f"the rest of a download that was cut short (if all is there, delete {moving.name})"]
+        else:
+            missing = self.missing()
+        if missing and not self.download:
+            raise self._error(missing, "`download` is off")
+        if missing:
+            try:
+                self._download(moving)
+            except Exception as error:
+                reason = next(iter(str(error).splitlines()), "")
+                raise self._error(missing, f"the download failed ({type(error).__name__}: {reason})") from error
+            if missing := self.missing():
+                raise self._error(missing, "the download did not bring them")
+
+    def _download(self, moving: Path) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.root, prefix=".download-") as folder:
+            self.fetch(Path(folder))
+            moving.touch()
+            move_into(Path(folder), self.root)
+            moving.unlink(missing_ok=True)  # another process may have done the same
 
 
 def move_into(folder: Path, root: Path) -> None:

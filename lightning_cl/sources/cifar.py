@@ -10,10 +10,10 @@ import torch
 from typing_extensions import override
 
 from lightning_cl.samples import TensorData
-from lightning_cl.sources.base import Source
+from lightning_cl.sources.base import Downloadable
 
 
-class CIFARSource(Source):
+class CIFARSource(Downloadable):
     """Images and labels in pickles of dictionaries, in ``root/<folder>``; ``root`` may also be that folder itself."""
 
     input_shape = (3, 32, 32)

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.listed import FileList, ListedSource
-from lightning_cl.samples import ImageFiles, center_crop
+from lightning_cl.samples import ImageFiles
 from lightning_cl.sources.image_folder import check_listed, read_list
 
 CLASSES = {"clear10": 11, "clear100": 100}
@@ -88,8 +88,8 @@ class CLEAR(ListedSource):
         from torchvision.transforms import v2
 
         size = self.input_shape[1]
-        cropped = v2.Compose([v2.Resize(size), v2.RandomCrop(size), v2.PILToTensor()])
-        return ImageFiles(paths, targets, center_crop(size), cropped)
+        crops = [v2.Compose([v2.Resize(size), crop(size), v2.PILToTensor()]) for crop in (v2.CenterCrop, v2.RandomCrop)]
+        return ImageFiles(paths, targets, *crops)
 
     @property
     def _older(self) -> bool:

@@ -8,13 +8,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.samples import ImageFiles
-from lightning_cl.sources.base import Source
+from lightning_cl.sources.base import Downloadable
 from lightning_cl.sources.image_folder import check_listed, expect_classes, find_folder, image_files, image_shape, scan
 
 LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
 
 
-class CUB200(Source):
+class CUB200(Downloadable):
     """CUB-200-2011 (Wah et al., technical report 2011): 200 species of birds, 11 788 photographs.
 
     Images are read one by one and cropped as by LAMDA-PILOT. Labels follow the numbers of the species. Mean and

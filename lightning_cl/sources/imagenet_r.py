@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.samples import ImageFiles
-from lightning_cl.sources.base import Source
+from lightning_cl.sources.base import Downloadable
 from lightning_cl.sources.image_folder import check_listed, expect_classes, find_folder, image_files, image_shape, scan
 from lightning_cl.spelling import nearest
 from lightning_cl.utilities import permutation
@@ -19,7 +19,7 @@ FIRST = "n01443537"
 Split = Literal["l2p", "pilot", "mammoth", "l2p_pytorch"]
 
 
-class ImageNetR(Source):
+class ImageNetR(Downloadable):
     """ImageNet-R (Hendrycks et al., ICCV 2021): 30 000 renditions of 200 ImageNet classes.
 
     The data set has no training part of its own: every code base cuts it in its own way, and figures on different

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from lightning_cl.idx import read_idx
 from lightning_cl.samples import TensorData
-from lightning_cl.sources.base import Source
+from lightning_cl.sources.base import Downloadable
 
 EMNISTSplit = Literal["balanced", "byclass", "bymerge", "letters", "digits", "mnist"]
 """The six cuts that the authors of EMNIST publish."""
@@ -21,7 +21,7 @@ FIRST_TEST_LABELS = {
 _PLACES = "Put its four IDX files, plain or .gz, into {}/raw under `root`, or set `root` to their folder"
 
 
-class IDXSource(Source):
+class IDXSource(Downloadable):
     """Images and labels to train and to test in four IDX files, each plain or gzip.
 
     All four lie in ``root/<folder>/raw``, where torchvision puts them, or in ``root`` itself. MNIST, Fashion-MNIST and

@@ -7,10 +7,10 @@ import torch
 from typing_extensions import override
 
 from lightning_cl.samples import TensorData
-from lightning_cl.sources.base import Source
+from lightning_cl.sources.base import Downloadable
 
 
-class SVHN(Source):
+class SVHN(Downloadable):
     """Street View House Numbers (Netzer et al., NIPS workshop 2011), cropped digits: 73 257 to train, 26 032 to test.
 
     Images are ``(3, 32, 32)``, uint8. The files give the digit 0 the label 10; here it is 0. Mean and standard

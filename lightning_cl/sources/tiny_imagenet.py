@@ -8,11 +8,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.samples import TensorData
-from lightning_cl.sources.base import Source
+from lightning_cl.sources.base import Downloadable
 from lightning_cl.sources.image_folder import check_listed, decode_all, find_folder, scan
 
 
-class TinyImageNet(Source):
+class TinyImageNet(Downloadable):
     """Tiny ImageNet (Le & Yang, CS 231N 2015): 200 classes, 500 images each to train and 50 to test.
 
     Images are ``(3, 64, 64)``, uint8, decoded once and kept in memory. One tests on the published validation images:

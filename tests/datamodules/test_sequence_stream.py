@@ -90,11 +90,20 @@ def test_anything_else_is_refused() -> None:
         SequenceStream([[0], [0]], [[0]] * 3, [[0], [1]])
 
 
-def test_what_comes_again_is_held_out_again() -> None:
+def test_what_comes_again_is_cut_as_before_and_jointly_trained_on_once() -> None:
     first, second = TaskSet(0, True), TaskSet(1, True)
-    stream = SequenceStream([first, second, first], [first], [[0, 1], [2, 3], [0, 1]], 4, val_fraction=0.5)
-    assert stream.part(0, "val").indices.tolist() == stream.part(2, "val").indices.tolist()
+    classes = [[0, 1], [2, 3], [0, 1]]
+    stream = SequenceStream([first, second, first], [first], classes, 4, val_fraction=0.5, cumulative=True)
+    assert stream.part(0, "val") is stream.part(2, "val")
     assert stream.part(0, "val").indices.tolist() != stream.part(1, "val").indices.tolist()
+    stream.current = 2
+    assert sum(len(y) for _, y in stream.train_dataloader()) == len(stream.part(0, "train")) + len(
+        stream.part(1, "train")
+    )
+    tests = [first, second, first]
+    labelled = SequenceStream(tests, tests, classes, 4, task_labels=True)
+    labelled.setup("test")
+    assert [e.task_label for e in labelled.experiences] == [0, 1, 0]
 
 
 def test_labels_may_have_gaps_and_classes_are_as_many_as_data_sets() -> None:

@@ -1,30 +1,9 @@
 from pathlib import Path
 
-import pytest
-import torch
-
-from lightning_cl.datamodules.split_mnist import SplitMNIST
+from lightning_cl.datamodules import SplitMNIST
 from tests.helpers.fakes import split_mnist
-from tests.helpers.fakes._images import distinct_images
+from tests.helpers.published import check_idx_stream
 
 
-def test_two_classes_at_a_time(tmp_path: Path) -> None:
-    stream = SplitMNIST(**split_mnist.write(tmp_path))
-    stream.prepare_data()
-    assert [(e.classes, e.num_train, e.num_test) for e in stream.experiences] == [
-        ((k, k + 1), 8, 4) for k in range(0, 10, 2)
-    ]
-    x, y = stream.part(2, "test").batch(torch.arange(4))
-    assert y.tolist() == [4, 5, 4, 5]
-    assert torch.equal(x, torch.from_numpy(distinct_images(20, 1, 28, first=41)[[4, 5, 14, 15]]))
-
-
-def test_default_normalisation_is_that_of_the_training_set() -> None:
-    x = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
-    (normal,) = SplitMNIST().transform_batch([x])
-    torch.testing.assert_close(normal.flatten(), torch.tensor([-0.1307 / 0.3081, (1 - 0.1307) / 0.3081]))
-
-
-def test_missing_files_stop_it_before_training(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="looked for MNIST/raw/train-images-idx3-ubyte, "):
-        SplitMNIST(str(tmp_path), download=False).prepare_data()
+def test_files_become_experiences_of_two_classes(tmp_path: Path) -> None:
+    check_idx_stream(SplitMNIST, split_mnist.write(tmp_path), mean=0.1307, std=0.3081)

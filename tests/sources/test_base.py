@@ -7,10 +7,10 @@ import torch
 
 from lightning_cl.samples import TensorData
 from lightning_cl.sources import SOURCES, base, make_source
-from lightning_cl.sources.base import Source
+from lightning_cl.sources.base import Downloadable, Source
 
 
-class Two(Source):
+class Two(Downloadable):
     """Two files, one of them in a folder."""
 
     name, num_classes, input_shape, mean, std = "Two Files", 2, (1,), (0.0,), (1.0,)
@@ -32,8 +32,11 @@ class Two(Source):
             (folder / name).write_text("new")
 
 
-class Manual(Two):
-    fetch = Source.fetch
+class Manual(Source):
+    """The same files, which cannot be downloaded."""
+
+    name, num_classes, input_shape, mean, std, remedy = "Two Files", 2, (1,), (0.0,), (1.0,), "Ask for them."
+    missing, load, files = Two.missing, Two.load, Two.files
 
 
 def test_a_download_is_moved_into_place(tmp_path: Path) -> None:
