@@ -17,7 +17,7 @@ class Digits(Source):
     name = "Digits"
     num_classes = 10
     input_shape = (1, 8, 8)
-    mean = (0.3053,)
+    mean = (0.3052,)
     std = (0.3760,)
     remedy = ""
 
