@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from lightning_cl.callbacks.monitors.anytime_accuracy import AnytimeAccuracy as AnytimeAccuracy
     from lightning_cl.callbacks.monitors.flops import FlopsMeter as FlopsMeter
     from lightning_cl.callbacks.regularization.ewc import EWC as EWC
+    from lightning_cl.callbacks.regularization.fisher_merge import FisherMerge as FisherMerge
+    from lightning_cl.callbacks.regularization.l2_anchor import L2Anchor as L2Anchor
+    from lightning_cl.callbacks.regularization.synaptic_intelligence import SynapticIntelligence as SynapticIntelligence
+    from lightning_cl.callbacks.regularization.train_only import TrainOnly as TrainOnly
     from lightning_cl.callbacks.replay.replay import Replay as Replay
 
 __getattr__, __dir__ = lazy(
@@ -15,7 +19,11 @@ __getattr__, __dir__ = lazy(
     {
         "AnytimeAccuracy": "monitors.anytime_accuracy",
         "EWC": "regularization.ewc",
+        "FisherMerge": "regularization.fisher_merge",
         "FlopsMeter": "monitors.flops",
+        "L2Anchor": "regularization.l2_anchor",
         "Replay": "replay.replay",
+        "SynapticIntelligence": "regularization.synaptic_intelligence",
+        "TrainOnly": "regularization.train_only",
     },
 )

@@ -3,20 +3,27 @@ r"""Quadratic anchors: pull weights back to where they were, in proportion to th
 The penalty that EWC, L2, MAS and SI share is :math:`\frac{s}{2} \sum_i A_i (w_i - a_i)^2` with importance :math:`A`,
 anchor :math:`a` and strength :math:`s`. Its gradient is added in closed form, which is cheaper than a term of the loss
 and happens once per optimizer step, whatever the accumulation. The functions are the mathematics;
-:class:`QuadraticAnchor` keeps anchors and importances over the experiences of a stream.
+:class:`QuadraticAnchor` keeps anchors and importances over the experiences of a stream; :class:`AnchorCallback` is what
+the methods have in common as callbacks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
 
-MergeMode: TypeAlias = Literal["separate", "online", "mixed"]
+from lightning_cl.callback import ContinualCallback, is_logged
+from lightning_cl.utilities import select_parameters
+
+MergeMode: TypeAlias = Literal["separate", "online", "mixed", "last"]
 
 
 def add_anchor_gradient(
-    parameters: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor], strength: float
+    parameters: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor] | None, strength: float
 ) -> None:
     r"""Add :math:`s A_i (w_i - a_i)` to the gradients in place.
 
@@ -26,7 +33,7 @@ def add_anchor_gradient(
     Args:
         parameters: The weights :math:`w`; their ``grad`` is changed.
         anchors: The :math:`a`, in the order and shapes of ``parameters``. May be wider floats than these.
-        importances: The :math:`A`, as ``anchors``.
+        importances: The :math:`A`, as ``anchors``; ``None`` is 1 everywhere.
         strength: The factor :math:`s`.
 
     Raises:
@@ -39,31 +46,29 @@ def add_anchor_gradient(
         >>> w.grad
         tensor([0., 5.])
     """
-    held = [
-        (_rows(p.grad, a), _rows(p.detach(), a), a, f)
-        for p, a, f in zip(parameters, anchors, importances, strict=True)
-        if p.grad is not None
-    ]
+    held = [i for i, p in enumerate(parameters) if p.grad is not None]
     if not held or strength == 0:
         return
-    grads, weights, anchors, importances = (list(values) for values in zip(*held, strict=True))
-    drift = torch._foreach_sub(weights, anchors)
-    if all(g.dtype == d.dtype for g, d in zip(grads, drift, strict=True)):
-        torch._foreach_addcmul_(grads, importances, drift, value=strength)
-    else:  # bfloat16 weights: the product is formed in the anchor's precision, only the sum is rounded
-        torch._foreach_mul_(drift, importances)
-        torch._foreach_add_(grads, drift, alpha=strength)
+    anchors = [anchors[i] for i in held]
+    grads = [_rows(parameters[i].grad, a) for i, a in zip(held, anchors, strict=True)]
+    drift = torch._foreach_sub([_rows(parameters[i].detach(), a) for i, a in zip(held, anchors, strict=True)], anchors)
+    if importances is not None and all(g.dtype == d.dtype for g, d in zip(grads, drift, strict=True)):
+        torch._foreach_addcmul_(grads, [importances[i] for i in held], drift, value=strength)
+        return
+    if importances is not None:  # bfloat16 weights: only the sum is rounded to them
+        torch._foreach_mul_(drift, [importances[i] for i in held])
+    torch._foreach_add_(grads, drift, alpha=strength)
 
 
 def anchor_penalty(
-    parameters: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor], strength: float
+    parameters: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor] | None, strength: float
 ) -> Tensor:
     r"""Return :math:`\frac{s}{2} \sum_i A_i (w_i - a_i)^2`, whose autograd gradient is :func:`add_anchor_gradient`'s.
 
     Args:
         parameters: The weights :math:`w`, with or without a gradient.
         anchors: The :math:`a`, in the order and shapes of ``parameters``.
-        importances: The :math:`A`, as ``anchors``.
+        importances: The :math:`A`, as ``anchors``; ``None`` is 1 everywhere.
         strength: The factor :math:`s`.
 
     Returns:
@@ -76,7 +81,12 @@ def anchor_penalty(
         >>> anchor_penalty([torch.tensor([3.0, 3.0])], [torch.ones(2)], [torch.tensor([0.0, 5.0])], strength=0.5)
         tensor(5.)
     """
-    terms = [(f * (_rows(p, a) - a).square()).sum() for p, a, f in zip(parameters, anchors, importances, strict=True)]
+    squares = [(_rows(p, a) - a).square() for p, a in zip(parameters, anchors, strict=True)]
+    terms = (
+        [s.sum() for s in squares]
+        if importances is None
+        else [(f * s).sum() for f, s in zip(importances, squares, strict=True)]
+    )
     return strength / 2 * torch.stack(terms).sum() if terms else torch.zeros(())
 
 
@@ -94,6 +104,8 @@ class QuadraticAnchor:
     - ``"online"``: :math:`A \leftarrow \gamma A + F_t,\ a \leftarrow \theta_t` (Schwarz et al., ICML 2018).
     - ``"mixed"``: :math:`A \leftarrow \alpha A + (1 - \alpha) F_t,\ a \leftarrow \theta_t`, the first time
       :math:`A = F_t` (as in the FACIL and PyCIL code bases).
+    - ``"last"``: :math:`A \leftarrow F_t,\ a \leftarrow \theta_t`. Without importances, :math:`A = 1`, of which
+      nothing is stored: the squared distance to the last weights.
 
     The state is float32 even for bfloat16 weights, and float64 for float64 weights. A parameter that gained rows since,
     such as a classifier's, is anchored in its old rows; one that was never merged, or is not passed, is not anchored.
@@ -129,27 +141,48 @@ class QuadraticAnchor:
         self.residual = 0.0  # r above; stays 0 in the other modes
 
     @torch.no_grad()
-    def merge(self, named_parameters: Iterable[tuple[str, Tensor]], importance: Mapping[str, Tensor]) -> None:
+    def merge(
+        self, named_parameters: Iterable[tuple[str, Tensor]], importance: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Take in the importance of an experience at the present weights.
 
         Args:
             named_parameters: The weights; copied.
             importance: Of some or all of them, in their shapes; copied. What is stored of others stays as it is.
+                ``None``, in mode ``"last"`` only, is 1 for each of them.
 
         Raises:
             ValueError: If ``importance`` names no parameter or has another shape, or a parameter lost rows.
         """
         weights = dict(named_parameters)
+        if importance is None:
+            if self.mode != "last":
+                raise ValueError(f"`importance` must be given in mode {self.mode!r}: only 'last' goes without.")
+            self.anchor = {name: _wide(w) for name, w in weights.items()}
+            return
         for name, new in importance.items():
             if name not in weights or new.shape != weights[name].shape:
                 there = f"shape {tuple(weights[name].shape)}" if name in weights else "no such parameter"
                 raise ValueError(f"`importance` must match the parameters, got {tuple(new.shape)} for {name}: {there}.")
-            dtype = torch.promote_types(weights[name].dtype, torch.float32)
-            total = new.detach().to(weights[name].device, dtype, copy=True)
-            anchor = weights[name].detach().to(dtype, copy=True)
-            if name in self.anchor:  # rows that are new since then stay as they are
+            anchor = _wide(weights[name])
+            total = new.detach().to(anchor.device, anchor.dtype, copy=True)
+            if name in self.anchor and self.mode != "last":  # rows that are new since then stay as they are
                 self._add_past(_rows(total, self.anchor[name]), _rows(anchor, self.anchor[name]), name)
             self.importance[name], self.anchor[name] = total, anchor
+
+    @torch.no_grad()
+    def grow(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
+        """Anchor parameters, and rows of parameters, that are new: where they are, with importance 0.
+
+        Raises:
+            ValueError: If a parameter has another shape than its anchor, more rows apart.
+        """
+        for name, w in named_parameters:
+            anchor, importance = _wide(w), torch.zeros_like(_wide(w))
+            if name in self.anchor:
+                _rows(anchor, self.anchor[name]).copy_(self.anchor[name])
+                _rows(importance, self.anchor[name]).copy_(self.importance[name])
+            self.anchor[name], self.importance[name] = anchor, importance
 
     def _add_past(self, total: Tensor, anchor: Tensor, name: str) -> None:
         past, past_anchor = self.importance[name].to(total), self.anchor[name].to(anchor)
@@ -195,13 +228,15 @@ class QuadraticAnchor:
 
     def _matched(
         self, named_parameters: Iterable[tuple[str, Tensor]]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        known = [(name, p) for name, p in named_parameters if name in self.anchor]
-        return (
-            [p for _, p in known],
-            [self.anchor[name] for name, _ in known],
-            [self.importance[name] for name, _ in known],
-        )
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
+        known = {name: p for name, p in named_parameters if name in self.anchor}
+        importances = [self.importance[name] for name in known] if self.importance else None
+        return list(known.values()), [self.anchor[name] for name in known], importances
+
+
+def _wide(value: Tensor) -> Tensor:
+    """Copy weights, to at least float32."""
+    return value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
 
 
 def _rows(value: Tensor, stored: Tensor) -> Tensor:
@@ -214,3 +249,71 @@ def _rows(value: Tensor, stored: Tensor) -> Tensor:
             f"`parameters` must have the shape of their anchor or more rows, got {shapes}; merge them anew."
         )
     return value[: len(stored)]
+
+
+class AnchorCallback(ContinualCallback):
+    """A callback whose method is a quadratic penalty on the change of weights; the base of EWC, L2, MAS and SI.
+
+    A method says in :meth:`consolidate` what is anchored, and how much each weight weighs, by ``self.anchor.merge``.
+    The gradient of the penalty is added in closed form, once per optimizer step. Its value is computed only at steps
+    that the trainer logs, as ``penalty/<name of the class>``.
+
+    Args:
+        strength: Factor of the penalty, 0 or more.
+        anchor: The state.
+        parameters: Regular expressions that select parameters by name; ``None`` is all that are trainable.
+
+    Raises:
+        ValueError: If ``strength`` is negative.
+    """
+
+    needs_whole_parameters = True
+    factor: ClassVar[float] = 1.0
+    """The published penalty, at strength 1, over that of :class:`QuadraticAnchor`, which has the factor one half."""
+
+    def __init__(self, strength: float, anchor: QuadraticAnchor, parameters: Sequence[str] | None = None) -> None:
+        super().__init__()
+        if not strength >= 0:
+            raise ValueError(f"`strength` must be 0 or more, got {strength}.")
+        self.strength = strength
+        self.anchor = anchor
+        self.parameters = parameters
+        self._name = f"penalty/{type(self).__name__}"
+
+    def selected(self, pl_module: LightningModule) -> dict[str, nn.Parameter]:
+        """The parameters that the method is about, by name."""
+        return select_parameters(pl_module, self.parameters)
+
+    @override
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.selected(pl_module)
+        before = [c for c in trainer.callbacks if type(c) is type(self)]  # type: ignore[attr-defined]
+        index = before.index(self)
+        self._name = f"penalty/{type(self).__name__}" + (f"_{index + 1}" if index else "")
+
+    @override
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.anchor.to(pl_module.device)
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if not self.strength or not self.anchor.anchor:
+            return
+        parameters: Iterable[tuple[str, Tensor]] = pl_module.named_parameters()
+        if len(trainer.optimizers) > 1:  # what another optimizer steps with gets its penalty then
+            own = {p for group in optimizer.param_groups for p in group["params"]}
+            parameters = ((name, p) for name, p in parameters if p in own)
+        self.anchor.add_gradient(parameters, self.factor * self.strength)
+        if is_logged(trainer):
+            with torch.no_grad():
+                value = self.anchor.penalty(pl_module.named_parameters(), self.factor * self.strength)
+            self.log(self._name, value)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "anchor": self.anchor.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.anchor.load_state_dict(state_dict["anchor"])

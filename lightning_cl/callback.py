@@ -3,23 +3,30 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any, ClassVar, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_cl.stream import StreamDataModule
+from lightning_cl.importance import Estimator
+from lightning_cl.stream import Competing, StreamDataModule
 from lightning_cl.utilities import isolated_rng
 
 Unpack = Callable[[Any], tuple[Tensor, Tensor]]
 
 INPUT_KEYS = ("x", "input", "inputs", "image", "images", "pixel_values")
 TARGET_KEYS = ("y", "target", "targets", "label", "labels")
+OUTPUT = ""
+"""The place (see :func:`values_at`) of what the module itself returns."""
+SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class ContinualCallback(Callback):
@@ -43,6 +50,8 @@ class ContinualCallback(Callback):
     """
 
     adapts_at_test_time: ClassVar[bool] = False
+    needs_whole_parameters: ClassVar[bool] = False
+    """Whether it reads or writes weights or gradients, of which every process must then hold the whole."""
 
     def __init__(self) -> None:
         self._first_epoch: int | None = None
@@ -61,8 +70,10 @@ class ContinualCallback(Callback):
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do what the method does at the end of an experience: the module is on its device in its final state."""
 
-    def extra_loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any, outputs: Any) -> Tensor:
+    def extra_loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any, outputs: Any) -> Tensor | None:
         """Return a scalar that is added to the loss of each batch; ``outputs`` is what ``training_step`` returned.
+
+        ``None`` adds nothing.
 
         Runs inside the forward of DDP and under the trainer's precision. Unlike the loss in ``outputs`` it is not
         divided by anything: Lightning divides the sum by ``accumulate_grad_batches``.
@@ -72,6 +83,29 @@ class ContinualCallback(Callback):
     def after_optimizer_step(self, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Change weights after each step that the optimizer truly made."""
         raise NotImplementedError(f"{type(self).__name__} has no `after_optimizer_step`.")
+
+    # -- what a method may ask --------------------------------------------------------------------------------------
+
+    def watch(self, trainer: Trainer, pl_module: LightningModule, place: str = OUTPUT) -> None:
+        """Keep what is computed at a place (see :func:`values_at`) while ``training_step`` runs; called in `start`."""
+        _LossTerms.install(trainer, pl_module).forwards.watch(place)
+
+    def forward_of(self, pl_module: LightningModule, x: Tensor) -> "Forward":
+        """Return the forward that ``training_step`` made of the inputs ``x``; called in :meth:`extra_loss`.
+
+        It is the only one with gradients, or if there were several the last that got ``x`` itself. What it does not hold,
+        because ``training_step`` called parts of the module and not the module, costs one more forward when asked for.
+        """
+        return _LossTerms.of(pl_module).forwards.of(x)
+
+    def scores(self, pl_module: LightningModule, x: Tensor, outputs: Any) -> Tensor:
+        """Return the scores ``(B, C)`` of a batch, with their graph; called in :meth:`extra_loss` after :meth:`watch`.
+
+        They are ``outputs["logits"]`` if ``training_step`` returns a dict with it, else those of :meth:`forward_of`.
+        """
+        if isinstance(outputs, Mapping) and "logits" in outputs:
+            return scores_in(outputs)
+        return scores_in(self.forward_of(pl_module, x)[OUTPUT])
 
     def epoch_of_experience(self, trainer: Trainer) -> int:
         """The epoch counted from the start of the current experience, also after a resume."""
@@ -93,6 +127,11 @@ class ContinualCallback(Callback):
                     f"{type(self).__name__} adds to the loss that `training_step` returns, which is not used with "
                     "`automatic_optimization=False`: let Lightning optimize the module, or leave the callback out."
                 )
+        if self.needs_whole_parameters and isinstance(trainer.strategy, SHARDED):
+            raise ValueError(
+                f"{type(self).__name__} needs whole parameters in every process, of which "
+                f"{type(trainer.strategy).__name__} gives each a part: set `strategy` to 'ddp'."
+            )
         if stage == "fit" or self.adapts_at_test_time:
             self.check(trainer, pl_module)
         if self.adapts_at_test_time:
@@ -184,30 +223,184 @@ class _LossTerms:
         self.__wrapped__ = getattr(
             self.training_step, "__wrapped__", self.training_step
         )  # Lightning reads its signature
+        self.forwards = _Forwards(pl_module)
 
     @classmethod
-    def install(cls, trainer: Trainer, pl_module: LightningModule) -> None:
+    def install(cls, trainer: Trainer, pl_module: LightningModule) -> "_LossTerms":
         if not isinstance(vars(pl_module).get("training_step"), cls):
             pl_module.training_step = cls(trainer, pl_module)  # type: ignore[method-assign]
+        return cls.of(pl_module)
+
+    @staticmethod
+    def of(pl_module: LightningModule) -> "_LossTerms":
+        installed = vars(pl_module)["training_step"]
+        assert isinstance(installed, _LossTerms)
+        return installed
 
     @classmethod
     def remove(cls, pl_module: LightningModule) -> None:
         installed = vars(pl_module).get("training_step")
         if isinstance(installed, cls):
+            installed.forwards.release()
             del pl_module.training_step
             if installed.was_compiled:
                 pl_module.training_step = installed.training_step  # type: ignore[method-assign]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = self.training_step(*args, **kwargs)
+        outputs = self.forwards.during(lambda: self.training_step(*args, **kwargs))
         if outputs is None:
             return None
         batch = kwargs["batch"] if "batch" in kwargs else args[0]
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ContinualCallback) and callback._has("extra_loss"):
-                loss = loss + callback.extra_loss(self.trainer, self.pl_module, batch, outputs)
+                extra = callback.extra_loss(self.trainer, self.pl_module, batch, outputs)
+                loss = loss if extra is None else loss + extra
+        self.forwards.forget()  # the graph is the loss's to keep
         return {**outputs, "loss": loss} if isinstance(outputs, Mapping) else loss
+
+
+# -- what a module computes on the way ---------------------------------------------------------------------------------
+
+
+def values_at(module: nn.Module, places: Iterable[str], forward: Callable[[], Any]) -> dict[str, Any]:
+    """Run a forward of ``module`` and return what was computed at some places, and under ``""`` what it returned.
+
+    Args:
+        module: The module.
+        places: ``"net.3"`` is what this submodule returns, ``"net.3:input"`` its first argument. Of a submodule that is
+            called several times it is the last.
+        forward: Calls ``module``. What is compiled is run as it was before, since compiled code may not see hooks.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Identity())
+        >>> values = values_at(net, ["1:input"], lambda: net(torch.zeros(2, 3, 4)))
+        >>> values["1:input"].shape, values[""].shape
+        (torch.Size([2, 12]), torch.Size([2, 12]))
+    """
+    values: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for place in places:
+            stack.callback(_hook(module, place, values.__setitem__).remove)
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        values[OUTPUT] = forward()
+    return values
+
+
+def scores_in(output: Any) -> Tensor:
+    """Return the scores ``(B, C)`` in what a module returned: a tensor, or a dict with the key ``"logits"``.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    scores = output.get("logits") if isinstance(output, Mapping) else output
+    if not isinstance(scores, Tensor) or scores.ndim != 2:
+        form = f"a tensor {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(output).__name__}"
+        raise TypeError(
+            f"A module must return scores (B, C), or a dict with them under 'logits', got {form}: let `forward` return "
+            "one of these."
+        )
+    return scores
+
+
+def _hook(module: nn.Module, place: str, keep: Callable[[str, Any], None]) -> RemovableHandle:
+    """Hand what is computed at a place to ``keep``."""
+    name, _, argument = place.partition(":")
+
+    def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        keep(place, next(iter((*args, *kwargs.values()))) if argument else output)
+
+    return module.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+
+
+class Forward:
+    """A forward of the module under training: its arguments, and by ``[place]`` what was computed there."""
+
+    def __init__(self, owner: "_Forwards", args: Any, kwargs: dict[str, Any], values: dict[str, list[Any]]) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self._owner = owner
+        self._values = {place: found[-1] for place, found in values.items()}
+
+    def got(self, x: Any) -> bool:
+        """Whether ``x`` itself was an argument."""
+        return any(value is x for value in (*self.args, *self.kwargs.values()))
+
+    def __getitem__(self, place: str) -> Any:
+        if place not in self._values:
+            self._values |= self._owner.again(self.args, self.kwargs)
+        if place not in self._values:
+            raise ValueError(
+                f"{place.partition(':')[0]!r} was not called in the forward of {type(self._owner.module).__name__}: "
+                "name a submodule that is."
+            )
+        return self._values[place]
+
+
+class _Forwards:
+    """Listens to a module while ``training_step`` runs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._handles: dict[str, RemovableHandle] = {}
+        self._listens = False  # under DDP the module is also called from outside, with `training_step` as its forward
+        self._calls: list[tuple[Any, Any, dict[str, list[Any]]]] = []
+        self._open: dict[str, list[Any]] = {}  # found since the last call of the module itself
+        self._chosen: tuple[Any, Forward] | None = None
+
+    def watch(self, place: str) -> None:
+        """Keep what is computed at a place."""
+        if not self._handles:
+            self._handles[OUTPUT] = self.module.register_forward_hook(self._close, with_kwargs=True)
+        if place not in self._handles:
+            self._handles[place] = _hook(self.module, place, self._keep)
+
+    def _keep(self, place: str, value: Any) -> None:
+        if self._listens and torch.is_grad_enabled():
+            self._open.setdefault(place, []).append(value)
+
+    def _close(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._listens and torch.is_grad_enabled():
+            self._calls.append((args, kwargs, {**self._open, OUTPUT: [output]}))
+            self._open = {}
+
+    def during(self, step: Callable[[], Any]) -> Any:
+        """Listen to a step."""
+        self.forget()
+        self._listens = True
+        try:
+            return step()
+        finally:
+            self._listens = False
+
+    def of(self, x: Any) -> Forward:
+        """The forward of the inputs ``x``."""
+        if self._chosen is None or self._chosen[0] is not x:
+            self._chosen = (x, self._choose(x))
+        return self._chosen[1]
+
+    def _choose(self, x: Any) -> Forward:
+        calls = [Forward(self, *call) for call in self._calls]
+        if len(calls) > 1:
+            calls = [call for call in calls if call.got(x)]
+        if calls:
+            return calls[-1]
+        alone = not self._calls and all(len(found) == 1 for found in self._open.values())
+        return Forward(self, (x,), {}, self._open if alone else {})
+
+    def again(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """One more forward."""
+        return values_at(self.module, [p for p in self._handles if p], lambda: self.module(*args, **kwargs))
+
+    def forget(self) -> None:
+        """Let go of what was kept."""
+        self._calls, self._open, self._chosen = [], {}, None
+
+    def release(self) -> None:
+        """Take the hooks away."""
+        self.forget()
+        while self._handles:
+            self._handles.popitem()[1].remove()
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -287,25 +480,97 @@ def replace_columns(batch: Any, columns: Mapping[str, Tensor]) -> None:
 # -- passes over the data at the end of an experience ------------------------------------------------------------------
 
 
-def statistics_batches(trainer: Trainer) -> Iterator[Any]:
+def statistics_batches(trainer: Trainer, samples: int | None = None) -> Iterator[Any]:
     """Yield the training data of the current experience, on the device, as deterministic as the data allows.
 
     With a :class:`StreamDataModule` every sample comes exactly once, on one rank, without augmentation. With other
     data it is one pass over the training loader as it is (what it augments, drops or repeats stays so).
+
+    Args:
+        trainer: The trainer, while it fits.
+        samples: Only so many samples, of all ranks together: of a stream a random choice that depends on its seed, of
+            other data the first batches of the pass that hold as many; ``None`` is all.
     """
     data = getattr(trainer, "datamodule", None)
     plain: AbstractContextManager[None] = nullcontext()
     if isinstance(data, StreamDataModule):
-        loader: Iterable[Any] = data.statistics_dataloader()
+        loader: Iterable[Any] = data.statistics_dataloader(samples)
         plain = data.without_augmentation()
     else:
         assert trainer.train_dataloader is not None
         loader = (batch for batch, _, _ in CombinedLoader(trainer.train_dataloader, "max_size_cycle"))
+        loader = loader if samples is None else _first(loader, -(-samples // trainer.world_size))
     with plain:
         for batch in loader:
             batch = trainer.precision_plugin.convert_input(batch)
             batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
             yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def check_pass(
+    samples: int | None, classes: Competing | None = None, estimator: Estimator = "empirical"
+) -> None:
+    """Check the arguments of a pass over the data.
+
+    Raises:
+        ValueError: If one is out of its range.
+    """
+    if samples is not None and samples < 1:
+        raise ValueError(f"`samples` must be 1 or more, or None for all, got {samples}.")
+    if classes not in (None, *get_args(Competing)):
+        raise ValueError(f"`classes` must be None or one of {get_args(Competing)}, got {classes!r}.")
+    if estimator not in get_args(Estimator):
+        raise ValueError(f"`estimator` must be one of {get_args(Estimator)}, got {estimator!r}.")
+
+
+def _first(batches: Iterable[Any], samples: int) -> Iterator[Any]:
+    """The first batches that together hold as many samples."""
+    for batch in batches:
+        if samples <= 0:
+            return
+        yield batch
+        samples -= next(len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+
+
+def competing_logits(trainer: Trainer, which: Competing | None) -> Callable[[Tensor], Tensor] | None:
+    """Return a function that sets the logits ``(B, C)`` of classes that do not compete to minus infinity.
+
+    Args:
+        trainer: The trainer, while it fits.
+        which: The classes that do (see :meth:`StreamDataModule.competing`); ``None`` is ``"current"`` in a stream with
+            task labels, where each task has its own part of the head, and else ``"all"``.
+
+    Returns:
+        The function, or ``None`` if all compete.
+
+    Raises:
+        ValueError: If ``which`` needs a stream and there is none.
+    """
+    stream = getattr(trainer, "datamodule", None)
+    if not isinstance(stream, StreamDataModule):
+        if which in (None, "all"):
+            return None
+        raise ValueError(f"`classes={which!r}` needs a StreamDataModule, which knows them: set `classes` to 'all'.")
+    which = which or ("current" if stream.task_labels else "all")
+    if which == "all":
+        return None
+    out = torch.ones(stream.num_classes, dtype=torch.bool)
+    out[list(stream.competing(which))] = False
+    out = out.to(trainer.strategy.root_device)
+    return lambda logits: logits.masked_fill(out, -torch.inf)
+
+
+def mean_over_ranks(trainer: Trainer, sums: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Divide the sums of all processes by the count of all processes (a collective)."""
+    device = next(iter(sums.values())).device if sums else trainer.strategy.root_device
+    total = sum_over_ranks(trainer, torch.tensor(count, device=device))
+    return {name: sum_over_ranks(trainer, value) / total for name, value in sums.items()}
+
+
+def is_logged(trainer: Trainer) -> bool:
+    """Whether the optimizer step that comes is one of those that the trainer logs (``log_every_n_steps``)."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return bool(trainer.loggers) and every > 0 and (trainer.global_step + 1) % every == 0
 
 
 def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:

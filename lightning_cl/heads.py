@@ -11,6 +11,22 @@ from typing_extensions import override
 from lightning_cl.utilities import default_seed, derive_seed
 
 
+def classifier_of(module: nn.Module) -> str | None:
+    """Return the dotted name of the last layer, if the module, or one within it, follows timm's convention.
+
+    Example:
+        >>> import timm
+        >>> classifier_of(nn.Sequential(nn.Identity(), timm.create_model("resnet10t")))
+        '1.fc'
+    """
+    names = {layer: name for name, layer in module.named_modules()}
+    for owner in names:
+        find = getattr(owner, "get_classifier", None)
+        if callable(find) and isinstance(layer := find(), nn.Module):
+            return names.get(layer)
+    return None
+
+
 class GrowingHead(nn.Module):
     """A linear classifier that gets a row of weights for a class when the class is first seen.
 
@@ -89,7 +105,9 @@ class GrowingHead(nn.Module):
 
     def _set(self, classes: Tensor, weight: Tensor, bias: Tensor) -> None:
         self.classes = classes
-        self.linear.weight, self.linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+        for name, value in {"weight": weight, "bias": bias}.items():
+            trained = getattr(self.linear, name).requires_grad  # what is frozen stays so
+            setattr(self.linear, name, nn.Parameter(value, requires_grad=trained))
         self.linear.out_features = len(classes)
 
     @override

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -17,6 +17,8 @@ from lightning_cl.loader import ChainLoader, StreamLoader, ordered_batches, shar
 from lightning_cl.revisit import Revisit, check_counts, draw
 from lightning_cl.samples import MapData, Samples, joined
 from lightning_cl.utilities import default_seed, derive_seed, permutation
+
+Competing: TypeAlias = Literal["all", "seen", "current"]
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,20 @@ class StreamDataModule(LightningDataModule):
         """Labels of the current and all earlier experiences, in order of appearance."""
         return tuple(dict.fromkeys(c for group in self.classes[: self.current + 1] for c in group))
 
+    def competing(self, which: Competing) -> tuple[int, ...]:
+        """Labels that compete with each other: of ``"all"`` the stream, those ``"seen"``, or of the ``"current"`` part.
+
+        Example:
+            >>> from lightning_cl.datamodules import SplitDigits
+            >>> stream = SplitDigits(num_experiences=5)
+            >>> stream.current = 1
+            >>> stream.competing("seen"), stream.competing("current")
+            ((0, 1, 2, 3), (2, 3))
+        """
+        if which == "all":
+            return tuple(range(self.num_classes))
+        return self.seen_classes if which == "seen" else self.classes[self.current]
+
     def name_of(self, experience: int) -> str:
         """What the experience is, in a few words for people."""
         return self.name_of_group(experience) if self.boundaries else _named(self.classes[0])
@@ -368,8 +384,10 @@ class StreamDataModule(LightningDataModule):
         chosen = draw(revisited.counts(sizes), sizes, self.seed, self.current)
         return [part.subset(index) for part, index in zip(parts, chosen, strict=True) if len(index)]
 
-    def _once(self, data: Any) -> StreamLoader:
-        batches = sharded_batches(len(data), self.eval_batch_size, *self._rank)
+    def _once(self, data: Any, index: Tensor | None = None) -> StreamLoader:
+        count = len(data) if index is None else len(index)
+        batches = sharded_batches(count, self.eval_batch_size, *self._rank)
+        batches = batches if index is None else [index[batch] for batch in batches]
         return StreamLoader(data, lambda _: batches, len(batches), num_workers=self.num_workers)
 
     @override
@@ -412,15 +430,23 @@ class StreamDataModule(LightningDataModule):
     def predict_dataloader(self) -> ChainLoader:
         return self.test_dataloader()
 
-    def statistics_dataloader(self) -> StreamLoader:
+    def statistics_dataloader(self, samples: int | None = None) -> StreamLoader:
         """The training samples of the current experience, each exactly once on one rank, in order of the data set.
 
         For what a method computes at the end of an experience: Fisher information, prototypes, herding.
+
+        Args:
+            samples: Only so many of them, chosen by the seed of the stream; ``None``, or more than there are, is all.
         """
         if self.boundaries and self.revisit is None:
-            return self._once(self._part_of_group(self.current, "train"))
-        parts = self._training_parts("train")
-        return self._once(parts[-1] if self.boundaries else joined(parts))
+            data = self._part_of_group(self.current, "train")
+        else:
+            parts = self._training_parts("train")
+            data = parts[-1] if self.boundaries else joined(parts)
+        if samples is None or samples >= len(data):
+            return self._once(data)
+        order = permutation(len(data), derive_seed(self.seed, self.current, 2))
+        return self._once(data, order[:samples].sort().values)
 
     # -- batches on the device ----------------------------------------------------------------------------------
 

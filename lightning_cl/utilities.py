@@ -2,7 +2,8 @@
 
 import os
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,6 +64,37 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for child, mode in modes:
             child.training = mode
+
+
+def select_parameters(module: nn.Module, patterns: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters whose name matches one of the patterns, by name.
+
+    Args:
+        module: The module.
+        patterns: Regular expressions that are looked for anywhere in the dotted names; ``None`` selects all.
+
+    Raises:
+        ValueError: If a pattern is no regular expression, or matches no trainable parameter.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> list(select_parameters(net, ["^1", "0.bias"]))
+        ['0.bias', '1.weight', '1.bias']
+    """
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if patterns is None:
+        return named
+    selected = set()
+    for pattern in patterns:
+        try:
+            found = [name for name in named if re.search(pattern, name)]
+        except re.error as error:
+            raise ValueError(f"`parameters` must hold regular expressions, got {pattern!r}: {error}.") from error
+        if not found:
+            few = ", ".join(list(named)[:5]) + (", ..." if len(named) > 5 else "")
+            raise ValueError(f"`parameters`: {pattern!r} matches no trainable parameter; there are {few}.")
+        selected.update(found)
+    return {name: p for name, p in named.items() if name in selected}
 
 
 def seed_generators(seed: int) -> None:

@@ -107,6 +107,41 @@ def test_without_strength_or_past_nothing_changes(strength: float, experiences: 
     assert anchor.penalty(weights.items(), strength) == 0
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_last_forgets_what_was_before(given: bool) -> None:
+    anchor, weights = QuadraticAnchor("last"), parameters(7)
+    for t in range(2):
+        anchor.merge(draw(t).items(), draw(100 + t) if given else None)
+    added = gradient(anchor, weights, 3.0)
+    for name, w in weights.items():
+        importance = draw(101)[name] if given else 1.0
+        torch.testing.assert_close(added[name], 3 * importance * (w.detach() - draw(1)[name]))
+    penalty = anchor.penalty(weights.items(), 3.0)
+    (by_autograd,) = torch.autograd.grad(penalty, [weights["bias"]])
+    torch.testing.assert_close(added["bias"], by_autograd)
+    assert bool(anchor.importance) == given
+
+
+def test_without_importance_half_precision_is_rounded_once() -> None:
+    theta, p = torch.randn(9).bfloat16(), nn.Parameter(torch.randn(9).bfloat16())
+    anchor = QuadraticAnchor("last")
+    anchor.merge([("p", theta)])
+    p.grad = torch.randn(9).bfloat16()
+    expected = (p.grad.float() + 3 * (p.detach().float() - theta.float())).bfloat16()
+    anchor.add_gradient([("p", p)], 3.0)
+    torch.testing.assert_close(p.grad, expected)
+
+
+def test_new_rows_are_anchored_where_they_are_with_importance_0() -> None:
+    anchor, grown, new = filled("last"), torch.rand(6, 3, dtype=torch.float64), torch.rand(2)
+    old, importance = anchor.anchor["weight"].clone(), anchor.importance["weight"].clone()
+    anchor.grow([("weight", grown), ("new", new)])
+    torch.testing.assert_close(anchor.anchor["weight"], torch.cat([old, grown[4:]]))
+    torch.testing.assert_close(anchor.importance["weight"], torch.cat([importance, 0 * grown[4:]]))
+    assert torch.equal(anchor.anchor["new"], new)
+    assert not anchor.importance["new"].any()
+
+
 def test_zero_importance_leaves_the_gradient_alone() -> None:
     anchor, p = QuadraticAnchor(), nn.Parameter(torch.randn(50))
     anchor.merge([("p", torch.randn(50))], {"p": torch.zeros(50)})
@@ -217,10 +252,12 @@ def test_functions_need_no_state() -> None:
 
 
 def test_errors_name_what_came() -> None:
-    with pytest.raises(ValueError, match="`mode` must be one of separate, online, mixed, got 'both'"):
+    with pytest.raises(ValueError, match="`mode` must be one of separate, online, mixed, last, got 'both'"):
         QuadraticAnchor("both")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`gamma` must be in \[0, 1\], got 1.5"):
         QuadraticAnchor(gamma=1.5)
+    with pytest.raises(ValueError, match="`importance` must be given in mode 'online'"):
+        QuadraticAnchor("online").merge(draw().items())
     with pytest.raises(ValueError, match=r"`alpha` must be in \[0, 1\], got -1"):
         QuadraticAnchor(alpha=-1)
     anchor = filled("online")

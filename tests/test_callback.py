@@ -3,6 +3,7 @@
 import re
 from collections import UserDict
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cl import ContinualCallback, fit_stream
 from lightning_cl.callback import (
     columns_of,
+    competing_logits,
     gather_objects,
     gather_rows,
     replace_columns,
@@ -410,14 +413,15 @@ def test_a_batch_that_cannot_be_changed_is_refused(batch: Any, message: str) -> 
 
 
 class Collects(ContinualCallback):
-    """Keeps what a statistics pass gives, and whether the module's modes are as in training."""
+    """Keeps what a statistics pass gives."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int | None = None) -> None:
         super().__init__()
+        self.count = count
         self.passes: list[list[Any]] = []
 
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.passes.append(list(statistics_batches(trainer)))
+        self.passes.append(list(statistics_batches(trainer, self.count)))
 
 
 def flip(x: Tensor) -> Tensor:
@@ -434,6 +438,19 @@ def test_statistics_pass_has_every_sample_once_without_augmentation(arguments: d
         x = expected.inputs[expected.indices].float() / 255
         torch.testing.assert_close(torch.cat([batch[0] for batch in batches]), x)
     assert len(callback.passes) == 2
+
+
+def test_statistics_pass_over_some_samples() -> None:
+    some, stream = Collects(10), TinyStream(eval_batch_size=4)
+    learn([some], stream=stream)
+    for i, batches in enumerate(some.passes):
+        stream.current = i
+        assert sum(len(batch[1]) for batch in batches) == 10
+        chosen = torch.cat([x for x, _ in stream.statistics_dataloader(10)]).float() / 255
+        torch.testing.assert_close(torch.cat([batch[0] for batch in batches]), chosen)
+    plain = Collects(10)
+    learn_plain([plain])
+    assert [sum(len(batch[1]) for batch in batches) for batches in plain.passes] == [16, 16], "whole batches of 8"
 
 
 def test_statistics_pass_over_ordinary_loaders() -> None:
@@ -473,3 +490,35 @@ def test_gathering_in_one_process() -> None:
     run = trainer()
     assert gather_rows(run, X) is X
     assert gather_objects(run, "mine") == ["mine"]
+
+
+def test_sharded_strategies_are_refused_where_whole_parameters_are_needed() -> None:
+    class Whole(ContinualCallback):
+        needs_whole_parameters = True
+
+    strategy = FSDPStrategy.__new__(FSDPStrategy)
+    for cls in (Whole, ContinualCallback):
+        stand_in: Any = SimpleNamespace(strategy=strategy)
+        if cls is Whole:
+            with pytest.raises(
+                ValueError, match=r"Whole needs whole parameters .* FSDPStrategy .*: set `strategy` to 'ddp'"
+            ):
+                cls().setup(stand_in, seeded(), "fit")
+        else:
+            cls().setup(stand_in, seeded(), "fit")
+
+
+def test_logits_of_classes_that_do_not_compete_are_minus_infinity() -> None:
+    def finite(stream: Any, which: Any) -> list[int] | None:
+        stand_in: Any = SimpleNamespace(datamodule=stream, strategy=SimpleNamespace(root_device="cpu"))
+        mask = competing_logits(stand_in, which)
+        return None if mask is None else mask(torch.zeros(2, 4)).isfinite().all(0).nonzero().flatten().tolist()
+
+    stream, with_tasks = TinyStream(4), TinyStream(4, task_labels=True)
+    stream.current = with_tasks.current = 1
+    assert finite(stream, None) is finite(stream, "all") is finite(PlainData(), None) is None
+    assert finite(stream, "seen") == [0, 1]
+    assert finite(with_tasks, None) == finite(stream, "current") == [1]
+    assert finite(with_tasks, "all") is None
+    with pytest.raises(ValueError, match="`classes='seen'` needs a StreamDataModule"):
+        finite(PlainData(), "seen")

@@ -27,22 +27,22 @@ from tests.helpers.contracts import (
     LIGHTNINGS_OWN_WARNINGS,
     METHODS,
     MODELS,
+    NETWORKS,
     STREAMS,
     Learned,
     Net,
     TinyStream,
     bad_arguments,
+    case_of,
     jitter,
     learn,
     learn_plain,
     make,
-    needs_stream,
     same,
     samples,
     seeded,
     stream_arguments,
     trainer,
-    watches,
 )
 from tests.helpers.distributed import Core
 
@@ -52,7 +52,7 @@ BY_NAME = {"ids": lambda value: getattr(value, "__name__", None)}
 every_callback = pytest.mark.parametrize("cls", CONTINUAL, **BY_NAME)
 every_callback_in_every_loop = pytest.mark.parametrize(
     ("how", "cls"),
-    [(how, cls) for how in (learn, learn_plain) for cls in CONTINUAL if how is learn or not needs_stream(cls)],
+    [(how, cls) for how in (learn, learn_plain) for cls in CONTINUAL if how is learn or not case_of(cls).needs_stream],
     **BY_NAME,
 )
 
@@ -61,6 +61,15 @@ every_callback_in_every_loop = pytest.mark.parametrize(
 def _seed_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Callbacks are made before the module that :func:`seeded` makes, and take the seed of the run."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+
+
+def suited(cls: type, how: Any = learn) -> Any:
+    """The loop, over a stream such as the callback needs."""
+    if how is not learn:
+        return how
+    return lambda *args, **kwargs: learn(
+        *args, **{"stream": TinyStream(augment=jitter, **case_of(cls).stream), **kwargs}
+    )
 
 
 @cache
@@ -80,14 +89,14 @@ def test_plugins_are_found() -> None:
 @every_callback_in_every_loop
 def test_switched_off_is_fine_tuning(cls: type, how: Any) -> None:
     weights, rng = fine_tuning(how)
-    off = how([make(cls, "inert")])
+    off = suited(cls, how)([make(cls, "inert")])
     assert same(off.weights, weights)
     assert same(get_rng_state(), rng)
 
 
 @every_callback_in_every_loop
 def test_acts_on_any_module_and_loop(cls: type, how: Any) -> None:
-    assert same(how([make(cls)]).weights, fine_tuning(how)[0]) == watches(cls)
+    assert same(suited(cls, how)([make(cls)]).weights, fine_tuning(how)[0]) == case_of(cls).watches
 
 
 def interrupted(tmp_path: Path, make_run: Any, checkpoint: str) -> tuple[Learned, Learned, Path]:
@@ -113,7 +122,7 @@ def test_resumed_equals_uninterrupted(cls: type, checkpoint: str, tmp_path: Path
 
     def run(folder: Path, ckpt_path: Path | None) -> Learned:
         made.append(make(cls))
-        return learn([made[-1], every_two_steps()], ckpt_path=ckpt_path, **with_checkpoints(folder))
+        return suited(cls)([made[-1], every_two_steps()], ckpt_path=ckpt_path, **with_checkpoints(folder))
 
     whole, again, _ = interrupted(tmp_path, run, checkpoint)
     assert same(again.weights, whole.weights)
@@ -124,15 +133,16 @@ def test_resumed_equals_uninterrupted(cls: type, checkpoint: str, tmp_path: Path
 @every_callback
 def test_state_is_plain_and_round_trips(cls: type, tmp_path: Path) -> None:
     callback, fresh = make(cls), make(cls)
-    learn([callback], **with_checkpoints(tmp_path))
+    suited(cls)([callback], **with_checkpoints(tmp_path))
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"][callback.state_key]
     assert same(state, callback.state_dict())
-    assert not same(fresh.state_dict(), state)
+    assert same(fresh.state_dict(), state) == case_of(cls).stateless
     fresh.load_state_dict(copy.deepcopy(state))
     assert same(fresh.state_dict(), state)
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
     "accumulation": {"accumulate_grad_batches": 4},
     "bf16": {"precision": "bf16-mixed"},
     "clipping": {"gradient_clip_val": 0.1},
@@ -147,9 +157,24 @@ def test_acts_once_per_step_in_every_setting(cls: Any, setting: str, monkeypatch
     for hook in hooks:
         original = getattr(cls, hook)
         monkeypatch.setattr(cls, hook, lambda *args, f=original, h=hook: (steps.append(h), f(*args))[1])
-    acted = learn([make(cls)], **SETTINGS[setting])
+    acted = suited(cls)([make(cls)], **SETTINGS[setting])
     assert [steps.count(hook) for hook in hooks] == [acted.trainer.global_step] * len(hooks)
-    assert same(acted.weights, learn(**SETTINGS[setting]).weights) == watches(cls)
+    assert same(acted.weights, learn(**SETTINGS[setting]).weights) == case_of(cls).watches
+    assert all(p.isfinite().all() for p in acted.weights.values())
+
+
+@cache
+def fine_tuned_network(network: str, setting: str) -> Any:
+    return learn((), seeded(NETWORKS[network]), TinyStream(batch_size=4), max_epochs=1, **SETTINGS[setting]).weights
+
+
+@every_callback
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_acts_on_networks_of_others(cls: Any, network: str, setting: str) -> None:
+    stream = TinyStream(batch_size=4, **case_of(cls).stream)
+    acted = learn([make(cls)], seeded(NETWORKS[network]), stream, max_epochs=1, **SETTINGS[setting])
+    assert same(acted.weights, fine_tuned_network(network, setting)) == case_of(cls).watches
     assert all(p.isfinite().all() for p in acted.weights.values())
 
 
@@ -159,20 +184,20 @@ def compiled(**kwargs: Any) -> Any:
 
 @every_callback_in_every_loop
 def test_compiled_module_learns_the_same(cls: type, how: Any) -> None:
-    weights = [how([make(cls)], seeded(net, drop=0.0)).weights for net in (compiled, Net)]
+    weights = [suited(cls, how)([make(cls)], seeded(net, drop=0.0)).weights for net in (compiled, Net)]
     assert same(*weights)
 
 
 @every_callback_in_every_loop
 def test_two_instances_side_by_side(cls: type, how: Any) -> None:
     first, second, alone = make(cls), make(cls, "other"), make(cls)
-    both = how([first, second])
+    both = suited(cls, how)([first, second])
     assert first.state_key != second.state_key
-    assert same(both.weights, how([alone]).weights) == watches(cls)
-    if watches(cls):  # neither is in the other's way
+    assert same(both.weights, suited(cls, how)([alone]).weights) == case_of(cls).watches
+    if case_of(cls).watches:  # neither is in the other's way
         assert same(first.state_dict(), alone.state_dict())
     else:
-        assert not same(first.state_dict(), second.state_dict())
+        assert same(first.state_dict(), second.state_dict()) == case_of(cls).stateless
 
 
 @pytest.mark.parametrize(
@@ -206,7 +231,7 @@ def as_found(run: Trainer, module: Any, stream: Any) -> dict[str, Any]:
 
 @every_callback
 def test_module_and_trainer_are_left_as_found(cls: type) -> None:
-    module, stream, run = seeded(), TinyStream(), trainer([make(cls)])
+    module, stream, run = seeded(), TinyStream(**case_of(cls).stream), trainer([make(cls)])
     before = as_found(run, module, stream)
     fit_stream(run, module, stream)
     assert as_found(run, module, stream) == before

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_cl.heads import GrowingHead
+from lightning_cl.heads import GrowingHead, classifier_of
+from lightning_cl.methods import Classifier
+from tests.helpers.contracts import Net, resnet, transformer
 
 
 def grown(*steps: list[int], **kwargs: Any) -> GrowingHead:
@@ -107,3 +109,17 @@ def test_a_checkpoint_without_the_head_is_refused() -> None:
 def test_bad_arguments_are_named(arguments: dict[str, Any], classes: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         grown(classes, **arguments)
+
+
+def test_the_classifier_is_found_by_timms_convention() -> None:
+    assert classifier_of(resnet()) == "net.fc"
+    assert classifier_of(transformer()) == "net.head"
+    assert classifier_of(Classifier(4, "mlp", (1, 8, 8), head="growing")) == "backbone.fc"
+    assert classifier_of(Net()) is None
+
+
+def test_a_frozen_head_grows_frozen() -> None:
+    head = grown([1])
+    head.requires_grad_(False).grow([2])
+    assert not any(p.requires_grad for p in head.parameters())
+    assert len(head.linear.weight) == 2

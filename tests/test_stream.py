@@ -634,6 +634,26 @@ def test_experiences_of_one_size_are_drawn_differently() -> None:
     assert len(order.view(5, 9).unique(dim=0)) > 1
 
 
+def test_some_statistics_are_a_choice_of_the_seed() -> None:
+    def chosen(**kwargs: Any) -> list[int]:
+        return flat(at(Numbers(**kwargs)).statistics_dataloader(4))
+
+    whole = flat(at(Numbers()).statistics_dataloader())
+    assert len(chosen()) == 4
+    assert set(chosen()) <= set(whole)
+    assert chosen() == sorted(chosen()) == chosen()
+    assert chosen() != chosen(seed=5)
+    assert flat(at(Numbers()).statistics_dataloader(1000)) == whole
+
+
+def test_competing_classes() -> None:
+    stream = Numbers()
+    stream.current = 1
+    assert stream.competing("all") == tuple(range(stream.num_classes))
+    assert stream.competing("seen") == (*stream.classes[0], *stream.classes[1])
+    assert stream.competing("current") == stream.classes[1]
+
+
 def test_statistics_without_boundaries_are_of_the_whole_stream() -> None:
     assert sorted(flat(at(Numbers(boundaries=False)).statistics_dataloader())) == list(range(45))
 

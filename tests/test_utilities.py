@@ -14,6 +14,7 @@ from lightning_cl.utilities import (
     get_rng_state,
     isolated_rng,
     seed_generators,
+    select_parameters,
     set_rng_state,
 )
 
@@ -98,3 +99,25 @@ def test_isolated_block_leaves_no_trace() -> None:
     with pytest.raises(ZeroDivisionError), isolated_rng():
         _ = [draws() for _ in range(3)][3 // 0]
     assert draws() == expected
+
+
+def test_parameters_are_selected_by_name() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    net[2].bias.requires_grad_(False)
+    assert list(select_parameters(net)) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight"]
+    assert list(select_parameters(net, [r"^2\.", "bias"])) == ["0.bias", "1.bias", "2.weight"]
+    assert select_parameters(net, ["0.bias"])["0.bias"] is net[0].bias
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("2.bias", "'2.bias' matches no trainable parameter; there are 0.weight, 0.bias, 1.weight, 1.bias, 2.weight."),
+        ("(", r"`parameters` must hold regular expressions, got '\('"),
+    ],
+)
+def test_a_pattern_that_selects_nothing_is_an_error(pattern: str, message: str) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    net[2].bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=message):
+        select_parameters(net, [pattern])

@@ -1,20 +1,22 @@
 """Elastic weight consolidation (EWC): pull each weight back in proportion to its importance for the past."""
 
-from collections.abc import Iterable
-from typing import Any, Literal, get_args
-
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
-from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_cl.anchor import QuadraticAnchor
-from lightning_cl.callback import ContinualCallback, Unpack, statistics_batches, sum_over_ranks, unpack_batch
+from lightning_cl.anchor import AnchorCallback, MergeMode, QuadraticAnchor
+from lightning_cl.callback import (
+    Unpack,
+    check_pass,
+    competing_logits,
+    mean_over_ranks,
+    statistics_batches,
+    unpack_batch,
+)
 from lightning_cl.importance import Estimator, squared_scores
+from lightning_cl.stream import Competing
 
 
-class EWC(ContinualCallback):
+class EWC(AnchorCallback):
     r"""Add the gradient of a quadratic penalty on the change of important weights, once per optimizer step.
 
     The penalty is :math:`\frac{\lambda}{2} \sum_i F_i (\theta_i - \theta^*_i)^2` with ``strength`` :math:`\lambda` and
@@ -39,9 +41,15 @@ class EWC(ContinualCallback):
             by the batch size (GT-RIPL, FACIL).
         mode: ``"online"``: :math:`F \leftarrow \gamma F + F_t`, anchored at the last weights (Schwarz et al.,
             ICML 2018); ``"separate"``: a term per experience, each with its own anchor (Kirkpatrick et al.);
-            ``"mixed"``: :math:`F \leftarrow \alpha F + (1 - \alpha) F_t` (FACIL, PyCIL).
+            ``"mixed"``: :math:`F \leftarrow \alpha F + (1 - \alpha) F_t` (FACIL, PyCIL); ``"last"``: :math:`F_t` alone
+            (Smith et al.).
         gamma: Decay of ``"online"``, in [0, 1].
         alpha: Weight of the past in ``"mixed"``, in [0, 1].
+        classes: Classes that compete in the model's distribution over labels: ``"all"``, those ``"seen"`` so far, or
+            those of the ``"current"`` experience, so that the rows of other classes in the head have no importance.
+            ``None`` is ``"current"`` in a stream with task labels, else ``"all"``.
+        parameters: Regular expressions that select parameters by name; ``None`` is all that are trainable.
+        samples: Number of samples in the Fisher pass, chosen by the seed of the stream; ``None`` is all.
         unpack: Function from a batch to ``(x, y)``, where that is not its form.
 
     Raises:
@@ -56,51 +64,33 @@ class EWC(ContinualCallback):
         self,
         strength: float = 1.0,
         estimator: Estimator = "empirical",
-        mode: Literal["online", "separate", "mixed"] = "online",
+        mode: MergeMode = "online",
         gamma: float = 1.0,
         alpha: float = 0.5,
+        classes: Competing | None = None,
+        parameters: list[str] | None = None,
+        samples: int | None = None,
         unpack: Unpack | None = None,
     ) -> None:
-        super().__init__()
-        if not strength >= 0:
-            raise ValueError(f"`strength` must be 0 or more, got {strength}.")
-        if estimator not in get_args(Estimator):
-            raise ValueError(f"`estimator` must be one of {get_args(Estimator)}, got {estimator!r}.")
-        self.strength = strength
+        super().__init__(strength, QuadraticAnchor(mode, gamma=gamma, alpha=alpha), parameters)
+        check_pass(samples, classes, estimator)
         self.estimator: Estimator = estimator
         self.mode = mode
         self.gamma = gamma
         self.alpha = alpha
+        self.classes: Competing | None = classes
+        self.samples = samples
         self.unpack = unpack
-        self.anchor = QuadraticAnchor(mode, gamma=gamma, alpha=alpha)
-
-    @override
-    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.anchor.to(pl_module.device)
-
-    @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        parameters: Iterable[tuple[str, Tensor]] = pl_module.named_parameters()
-        if len(trainer.optimizers) > 1:  # what another optimizer steps with gets its penalty then
-            own = {p for group in optimizer.param_groups for p in group["params"]}
-            parameters = ((name, p) for name, p in parameters if p in own)
-        self.anchor.add_gradient(parameters, self.strength)
 
     @override
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.strength:
             return
-        unpack = self.unpack or unpack_batch
-        sums, count = squared_scores(pl_module, map(unpack, statistics_batches(trainer)), self.estimator)
-        total = sum_over_ranks(trainer, torch.tensor(count, device=pl_module.device))
-        importance: dict[str, Tensor] = {name: sum_over_ranks(trainer, value) / total for name, value in sums.items()}
-        self.anchor.merge(pl_module.named_parameters(), importance)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "anchor": self.anchor.state_dict()}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.anchor.load_state_dict(state_dict["anchor"])
+        sums, count = squared_scores(
+            pl_module,
+            map(self.unpack or unpack_batch, statistics_batches(trainer, self.samples)),
+            self.estimator,
+            parameters=None if self.parameters is None else self.selected(pl_module),
+            logits=competing_logits(trainer, self.classes),
+        )
+        self.anchor.merge(pl_module.named_parameters(), mean_over_ranks(trainer, sums, count))

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_cl.callback import unpack_batch
+from lightning_cl.callback import is_logged, unpack_batch
 from lightning_cl.heads import GrowingHead
 from lightning_cl.stream import StreamDataModule
 
@@ -88,14 +88,10 @@ class Classifier(LightningModule):
             scores = scores.float()
         if self.loss_classes != "all":
             competing = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-            competing[list(self._admitted())] = True
+            competing[list(self._stream("loss_classes", self.loss_classes, "all").competing(self.loss_classes))] = True
             competing[y] = True
             scores = scores.masked_fill(~competing, -torch.inf)
         return F.cross_entropy(scores, y)
-
-    def _admitted(self) -> tuple[int, ...]:
-        stream = self._stream("loss_classes", self.loss_classes, "all")
-        return stream.seen_classes if self.loss_classes == "seen" else stream.classes[stream.current]
 
     def _stream(self, argument: str, value: str, other: str) -> StreamDataModule:
         """The stream that is trained on, which ``value`` of ``argument`` needs and ``other`` does not."""
@@ -137,9 +133,8 @@ class Classifier(LightningModule):
     def _is_shown(self, batch_idx: int) -> bool:
         """Whether a logger, the progress bar or a monitor looks at this batch: `self.log` costs a quarter of a ms."""
         trainer: Any = self.trainer
-        logged = trainer.log_every_n_steps and (self.global_step + 1) % trainer.log_every_n_steps == 0
         shown = trainer.progress_bar_callback is not None and batch_idx % 10 == 0
-        return bool(logged or shown or trainer.is_last_batch)
+        return bool(is_logged(trainer) or shown or trainer.is_last_batch)
 
     def _evaluate(self, batch: Any, stage: str) -> dict[str, Tensor]:
         x, y = unpack_batch(batch)

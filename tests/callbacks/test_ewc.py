@@ -1,5 +1,6 @@
 """Elastic weight consolidation: the penalty by autograd, and what the Fisher pass must leave alone."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +200,60 @@ def test_importance_is_by_the_estimator(estimator: Any) -> None:
     torch.testing.assert_close(ewc.anchor.importance, expected, rtol=1e-9, atol=1e-12)
 
 
+def expected_importance(module: Any, stream: Any, x: Tensor, y: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+    sums, count = squared_scores(module, [(scaled(x), y)], **kwargs)
+    return {name: value / count for name, value in sums.items()}
+
+
+def test_with_task_labels_the_rows_of_other_tasks_have_no_importance() -> None:
+    ewc, module, (x, y) = EWC(1.0, "exact", gamma=0.0), seeded(drop=0.0), samples(train=True)
+    learn([ewc], module, TinyStream(task_labels=True), **DOUBLE)
+    here, importance = y >= 2, ewc.anchor.importance
+    expected = expected_importance(module, None, x[here], y[here] - 2, estimator="exact", logits=lambda z: z[:, 2:])
+    torch.testing.assert_close(importance["net.1.weight"], expected["net.1.weight"], rtol=1e-9, atol=1e-15)
+    assert not importance["net.4.weight"][:2].any()
+    assert importance["net.4.weight"][2:].any()
+
+
+@pytest.mark.parametrize("classes", ["all", "seen", "current"])
+def test_classes_that_compete(classes: Any) -> None:
+    ewc, module, (x, y) = EWC(1.0, gamma=0.0, classes=classes), seeded(drop=0.0, lr=0.02), samples(train=True)
+    stream = TinyStream(4)
+    learn([ewc], module, stream, max_steps=3, **DOUBLE)
+    ends = {"all": slice(0, 4), "seen": slice(0, 4), "current": slice(3, 4)}[classes]
+    here = y == 3
+    expected = expected_importance(module, stream, x[here], y[here] - (ends.start or 0), logits=lambda z: z[:, ends])
+    torch.testing.assert_close(ewc.anchor.importance, expected, rtol=1e-9, atol=1e-15)
+    assert bool(expected["net.1.weight"].any()) == (classes != "current"), "one class alone is certain"
+
+
+def test_only_some_parameters_and_samples() -> None:
+    ewc, module, stream = EWC(1.0, parameters=["net.4"], samples=10), seeded(drop=0.0), TinyStream(1)
+    learn([ewc], module, stream, **DOUBLE)
+    x, y = (torch.cat(column) for column in zip(*stream.statistics_dataloader(10), strict=True))
+    assert len(x) == 10
+    expected = expected_importance(module, stream, x, y, parameters=["net.4.weight", "net.4.bias"])
+    torch.testing.assert_close(ewc.anchor.importance, expected, rtol=1e-9, atol=1e-15)
+    assert ewc.anchor.anchor.keys() == expected.keys()
+
+
+def test_the_penalty_is_logged_at_the_steps_that_are_logged(tmp_path: Path) -> None:
+    first, second = EWC(2.0), EWC(3.0)
+    learn([first, second], max_epochs=1, logger=RunLogger(tmp_path), enable_checkpointing=True, log_every_n_steps=2)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    logged = {int(row["step"]): row for row in rows if row.get("penalty/EWC")}
+    assert sorted(logged) == [3, 5], "3 steps per experience, and no penalty in the first"
+    values = {name: float(logged[5][name]) for name in ("penalty/EWC", "penalty/EWC_2")}
+    assert values["penalty/EWC_2"] == pytest.approx(1.5 * values["penalty/EWC"], rel=1e-5)
+    assert values["penalty/EWC"] > float(logged[3]["penalty/EWC"]) >= 0
+
+
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_no_pass_at_strength_0(strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[Any] = []
-    monkeypatch.setattr(ewc_module, "squared_scores", lambda *args: (passes.append(args), squared_scores(*args))[1])
+    monkeypatch.setattr(
+        ewc_module, "squared_scores", lambda *args, **kw: (passes.append(args), squared_scores(*args, **kw))[1]
+    )
     learn([EWC(strength)])
     assert len(passes) == (2 if strength else 0)
 
@@ -243,6 +294,8 @@ def test_a_state_is_of_its_arguments(other: dict[str, Any], tmp_path: Path) -> N
         ({"strength": -0.5}, "`strength` must be 0 or more, got -0.5"),
         ({"strength": float("nan")}, "`strength` must be 0 or more, got nan"),
         ({"estimator": "fisher"}, "`estimator` must be one of .*empirical.*, got 'fisher'"),
+        ({"samples": 0}, "`samples` must be 1 or more, or None for all, got 0"),
+        ({"classes": "old"}, "`classes` must be None or one of .*'seen'.*, got 'old'"),
         ({"mode": "offline"}, "`mode` must be one of .*online.*, got 'offline'"),
         ({"gamma": 1.5}, r"`gamma` must be in \[0, 1\], got 1.5"),
         ({"alpha": -1.0}, r"`alpha` must be in \[0, 1\], got -1.0"),

@@ -16,6 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -32,6 +34,8 @@ class Case(NamedTuple):
         other: Arguments of a second instance beside the first.
         watches: It measures and never changes training.
         needs_stream: It works in a stream only, not with ordinary data loaders.
+        stateless: It keeps nothing from one experience to the next.
+        stream: Arguments of the stream that it needs.
     """
 
     acts: Mapping[str, Any] = {}
@@ -39,14 +43,20 @@ class Case(NamedTuple):
     other: Mapping[str, Any] = {"strength": 0.5}
     watches: bool = False
     needs_stream: bool = False
+    stateless: bool = False
+    stream: Mapping[str, Any] = {}
 
 
 EVERY_BATCH = {"every_n_samples": 8}
 CALLBACKS = {
     "AnytimeAccuracy": Case(EVERY_BATCH, EVERY_BATCH, {"every_n_samples": 24}, watches=True, needs_stream=True),
     "EWC": Case({"strength": 2.0}, other={"strength": 3.0, "mode": "separate"}),
+    "FisherMerge": Case({"samples": 20}),
     "FlopsMeter": Case(inert={}, other={"count_eval": True}, watches=True),
+    "L2Anchor": Case({"strength": 2.0, "pretrained": True}, other={"strength": 3.0, "parameters": ["bias"]}),
     "Replay": Case({"capacity": 10}, {"capacity": 10, "batch_size": 0}, {"capacity": 6, "seed": 1}),
+    "SynapticIntelligence": Case({"strength": 2.0}),
+    "TrainOnly": Case({"parameters": ["weight"]}, {"parameters": ["."]}, {"parameters": ["net.4"]}, stateless=True),
 }
 SMALL = {"num_classes": 4, "backbone": "mlp", "input_shape": (1, 8, 8), "backbone_args": {"hidden": (16,)}}
 METHODS: dict[str, Sequence[Mapping[str, Any]]] = {"Classifier": [SMALL, {**SMALL, "head": "growing"}]}
@@ -90,19 +100,14 @@ STREAMS = found(StreamDataModule)
 MODELS = found(LightningModule)
 
 
-def watches(cls: type) -> bool:
-    """Whether a continual callback never changes training."""
-    return CALLBACKS.get(cls.__name__, Case()).watches
-
-
-def needs_stream(cls: type) -> bool:
-    """Whether a continual callback works in a stream only."""
-    return CALLBACKS.get(cls.__name__, Case()).needs_stream
+def case_of(cls: type) -> Case:
+    """How a continual callback is made for the contracts."""
+    return CALLBACKS.get(cls.__name__, Case())
 
 
 def make(cls: type, role: Literal["acts", "inert", "other"] = "acts") -> Any:
     """An instance of a continual callback for the contracts."""
-    case = CALLBACKS.get(cls.__name__, Case())
+    case = case_of(cls)
     if role == "inert" and case.inert is None:
         assert "strength" in inspect.signature(cls).parameters, f"tell CALLBACKS how {cls.__name__} does nothing"
         return cls(**{**case.acts, "strength": 0.0})
@@ -196,6 +201,29 @@ class Net(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         self.made.append(torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.5))
         return self.made[-1]
+
+
+class Foreign(Net):
+    """Somebody's module around somebody's network."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+
+def resnet() -> LightningModule:
+    """A small ResNet of timm, with batch normalisation."""
+    sizes = {"layers": (1, 1, 1, 1), "channels": (4, 4, 8, 8), "stem_width": 4, "in_chans": 1, "num_classes": 4}
+    return Foreign(ResNet(BasicBlock, **sizes))
+
+
+def transformer() -> LightningModule:
+    """A small vision transformer of timm, with dropout."""
+    sizes = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 4, "embed_dim": 12, "depth": 2}
+    return Foreign(VisionTransformer(num_heads=2, proj_drop_rate=0.1, **sizes))
+
+
+NETWORKS = {"resnet": resnet, "transformer": transformer}
 
 
 def trainer(callbacks: Sequence[Callback] = (), **kwargs: Any) -> Trainer:

@@ -20,7 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_cl.callback import ContinualCallback, gather_objects, gather_rows, statistics_batches, sum_over_ranks
-from tests.helpers.contracts import CONTINUAL, TinyStream, learn, make, seeded
+from tests.helpers.contracts import CONTINUAL, NETWORKS, TinyStream, case_of, learn, make, seeded
 
 TWO = {"strategy": "ddp", "devices": 2}
 
@@ -54,8 +54,13 @@ def run() -> dict[str, Any]:
     callbacks = {}
     for cls in CONTINUAL:
         callback = make(cls)
-        learned = learn([callback], seeded(drop=0.0), TinyStream(batch_size=4), precision="64-true", **TWO)
+        stream = TinyStream(batch_size=4, **case_of(cls).stream)
+        learned = learn([callback], seeded(drop=0.0), stream, precision="64-true", **TWO)
         callbacks[cls.__name__] = {"weights": learned.weights, "state": callback.state_dict()}
+        for network, make_module in NETWORKS.items():
+            callback, stream = make(cls), TinyStream(batch_size=4, **case_of(cls).stream)
+            learned = learn([callback], seeded(make_module), stream, max_epochs=1, **TWO)
+            callbacks[f"{cls.__name__}, {network}"] = {"weights": learned.weights, "state": callback.state_dict()}
     core = Core()
     stream = TinyStream(batch_size=4, eval_batch_size=5)
     learned = learn([core], seeded(drop=0.0), stream, precision="64-true", **TWO)
