@@ -284,6 +284,15 @@ class AnchorCallback(ContinualCallback):
         """The parameters that the method is about, by name."""
         return select_parameters(pl_module, self.parameters)
 
+    def stepped(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> Iterable[tuple[str, nn.Parameter]]:
+        """The parameters that an optimizer steps with, by name: what another one has gets its penalty then."""
+        if len(trainer.optimizers) == 1:
+            return pl_module.named_parameters()
+        own = {p for group in optimizer.param_groups for p in group["params"]}
+        return ((name, p) for name, p in pl_module.named_parameters() if p in own)
+
     @override
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.selected(pl_module)
@@ -299,15 +308,11 @@ class AnchorCallback(ContinualCallback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not self.strength or not self.anchor.anchor:
             return
-        parameters: Iterable[tuple[str, Tensor]] = pl_module.named_parameters()
-        if len(trainer.optimizers) > 1:  # what another optimizer steps with gets its penalty then
-            own = {p for group in optimizer.param_groups for p in group["params"]}
-            parameters = ((name, p) for name, p in parameters if p in own)
-        self.anchor.add_gradient(parameters, self.factor * self.strength)
+        self.anchor.add_gradient(self.stepped(trainer, pl_module, optimizer), self.factor * self.strength)
         if is_logged(trainer):
             with torch.no_grad():
                 value = self.anchor.penalty(pl_module.named_parameters(), self.factor * self.strength)
-            self.log(self._name, value)
+            pl_module.log(self._name, value)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -93,8 +93,8 @@ class ContinualCallback(Callback):
     def forward_of(self, pl_module: LightningModule, x: Tensor) -> "Forward":
         """Return the forward that ``training_step`` made of the inputs ``x``; called in :meth:`extra_loss`.
 
-        It is the only one with gradients, or if there were several the last that got ``x`` itself. What it does not hold,
-        because ``training_step`` called parts of the module and not the module, costs one more forward when asked for.
+        It is the only one with gradients, or if there were several the last that got ``x`` itself. What it does not
+        hold, as ``training_step`` called parts of the module and not the module, costs one more forward when asked for.
         """
         return _LossTerms.of(pl_module).forwards.of(x)
 
@@ -342,7 +342,8 @@ class _Forwards:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._handles: dict[str, RemovableHandle] = {}
+        self._handles: list[RemovableHandle] = []
+        self._places: list[str] = []
         self._listens = False  # under DDP the module is also called from outside, with `training_step` as its forward
         self._calls: list[tuple[Any, Any, dict[str, list[Any]]]] = []
         self._open: dict[str, list[Any]] = {}  # found since the last call of the module itself
@@ -351,9 +352,10 @@ class _Forwards:
     def watch(self, place: str) -> None:
         """Keep what is computed at a place."""
         if not self._handles:
-            self._handles[OUTPUT] = self.module.register_forward_hook(self._close, with_kwargs=True)
-        if place not in self._handles:
-            self._handles[place] = _hook(self.module, place, self._keep)
+            self._handles.append(self.module.register_forward_hook(self._close, with_kwargs=True))
+        if place not in (OUTPUT, *self._places):
+            self._places.append(place)
+            self._handles.append(_hook(self.module, place, self._keep))
 
     def _keep(self, place: str, value: Any) -> None:
         if self._listens and torch.is_grad_enabled():
@@ -361,7 +363,9 @@ class _Forwards:
 
     def _close(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._listens and torch.is_grad_enabled():
-            self._calls.append((args, kwargs, {**self._open, OUTPUT: [output]}))
+            # Compiled code is kept although hooks come to inner modules, but not although these names change.
+            found = {place: self._open[place] for place in self._places if place in self._open}
+            self._calls.append((args, kwargs, {**found, OUTPUT: [output]}))
             self._open = {}
 
     def during(self, step: Callable[[], Any]) -> Any:
@@ -390,7 +394,7 @@ class _Forwards:
 
     def again(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """One more forward."""
-        return values_at(self.module, [p for p in self._handles if p], lambda: self.module(*args, **kwargs))
+        return values_at(self.module, self._places, lambda: self.module(*args, **kwargs))
 
     def forget(self) -> None:
         """Let go of what was kept."""
@@ -400,7 +404,7 @@ class _Forwards:
         """Take the hooks away."""
         self.forget()
         while self._handles:
-            self._handles.popitem()[1].remove()
+            self._handles.pop().remove()
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -477,6 +481,15 @@ def replace_columns(batch: Any, columns: Mapping[str, Tensor]) -> None:
             batch[key] = columns[str(key)]
 
 
+def prepared(trainer: Trainer, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn stored samples into what ``training_step`` gets: on the device, augmented afresh, normalised."""
+    moved = {name: column.to(trainer.strategy.root_device, non_blocking=True) for name, column in columns.items()}
+    stream = getattr(trainer, "datamodule", None)
+    if not isinstance(stream, StreamDataModule):
+        return moved
+    return dict(zip(moved, stream.transform_batch(list(moved.values()), augment=True), strict=True))
+
+
 # -- passes over the data at the end of an experience ------------------------------------------------------------------
 
 
@@ -507,9 +520,7 @@ def statistics_batches(trainer: Trainer, samples: int | None = None) -> Iterator
             yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
-def check_pass(
-    samples: int | None, classes: Competing | None = None, estimator: Estimator = "empirical"
-) -> None:
+def check_pass(samples: int | None, classes: Competing | None = None, estimator: Estimator = "empirical") -> None:
     """Check the arguments of a pass over the data.
 
     Raises:
@@ -568,9 +579,8 @@ def mean_over_ranks(trainer: Trainer, sums: Mapping[str, Tensor], count: int) ->
 
 
 def is_logged(trainer: Trainer) -> bool:
-    """Whether the optimizer step that comes is one of those that the trainer logs (``log_every_n_steps``)."""
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return bool(trainer.loggers) and every > 0 and (trainer.global_step + 1) % every == 0
+    """Whether what is logged in the current batch goes to a logger (``log_every_n_steps``)."""
+    return bool(trainer.loggers) and trainer._logger_connector.should_update_logs
 
 
 def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-r"""Diagonal Fisher importance: how strongly each parameter moves the log-likelihood of the data.
+r"""Importance of parameters: how strongly each moves the log-likelihood of the data, or the output itself.
 
-:func:`squared_scores` squares the gradient of *each sample*, yet costs little more than an ordinary forward and
-backward pass. What a sample adds to the gradient of a layer is a product of the layer's input and of the gradient of
-its output, and hooks see both for the whole batch; ``_RULES`` says how to sum the squares, layer type by layer type.
+:func:`squared_scores` squares the gradient of *each sample*, and :func:`output_sensitivity` takes its absolute value,
+yet both cost little more than an ordinary forward and backward pass. What a sample adds to the gradient of a layer is a
+product of the layer's input and of the gradient of its output, and hooks see both for the whole batch; ``_RULES`` says
+how to sum the squares or absolute values, layer type by layer type.
 The autograd graph tells which parameters are used in another way: without a rule, tied, more than once, or directly.
 These go through :func:`torch.func.vmap`, or sample by sample if that cannot trace the model.
 """
@@ -13,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_cl.utilities import evaluating
 
 Estimator: TypeAlias = Literal["exact", "sampled", "empirical", "predicted", "batch_mean", "batch_scaled"]
+OutputNorm: TypeAlias = Literal["squared", "plain", "outputs"]
+Targets: TypeAlias = Callable[[Tensor, Any], Sequence[Tensor]]
+"""From what is differentiated, ``(B, C)``, and the labels: its cotangents, one ``(B, C)`` for each backward pass."""
 
 
 def squared_scores(
@@ -98,24 +102,141 @@ def squared_scores(
     """
     if estimator not in get_args(Estimator):
         raise ValueError(f"`estimator` must be one of {', '.join(get_args(Estimator))}, got {estimator!r}.")
+    by_batch = estimator in ("batch_mean", "batch_scaled")
+
+    def targets(log_probs: Tensor, y: Any) -> list[Tensor]:
+        if by_batch:
+            return [target / len(log_probs) for target in _targets(log_probs, y, "empirical", None)]
+        return _targets(log_probs, y, estimator, generator)
+
+    weigh = estimator == "batch_scaled"
+    sums, samples, passes = _summed(
+        model, batches, _SCORE, targets, by_batch, weigh, parameters=parameters, logits=logits, chunk_size=chunk_size
+    )
+    return sums, passes if by_batch else samples
+
+
+def output_sensitivity(
+    model: nn.Module,
+    batches: Iterable[Sequence[Any]],
+    norm: OutputNorm = "squared",
+    *,
+    by_batch: bool = False,
+    parameters: Collection[str] | None = None,
+    logits: Callable[[Any], Tensor] | None = None,
+    chunk_size: int | None = None,
+) -> tuple[dict[str, Tensor], int]:
+    r"""Sum over a data set how strongly the output of each sample moves with each parameter, without labels.
+
+    Let :math:`f(x_n)` be the output of sample :math:`n \le N`.
+
+    ===========  ============================================================
+    norm         sum
+    ===========  ============================================================
+    ``squared``  :math:`\sum_n |\nabla_\theta \lVert f(x_n) \rVert_2^2|`
+    ``plain``    :math:`\sum_n |\nabla_\theta \lVert f(x_n) \rVert_2|`
+    ``outputs``  :math:`\sum_n \sum_c |\nabla_\theta f_c(x_n)|`
+    ===========  ============================================================
+
+    The importance is the sum over the count; processes first add up their sums and their counts and divide once.
+    ``squared`` is that of the authors' code, ``plain`` is not squared (0 where the output is), and ``outputs`` costs
+    ``C`` backward passes. Outputs of minus infinity, as of classes that do not compete, have no part.
+
+    With ``by_batch`` the gradients of the samples of a batch are added before the absolute value is taken,
+    :math:`\sum_k |\sum_{n \in k} \nabla_\theta \lVert f(x_n) \rVert_2^2|` over batches :math:`k`, as in the authors'
+    code. What has different signs then cancels: it is at most the above, and depends on the batch size.
+
+    In all else it is like :func:`squared_scores`.
+
+    Args:
+        model: Maps inputs ``(B, *)`` to outputs ``(B, C)``.
+        batches: Inputs ``(B, *)`` on the model's device as first elements. Further elements of a batch are ignored.
+        norm: See the table.
+        by_batch: Add the gradients of a batch first.
+        parameters: Names of the parameters to score; ``None`` is every trainable one.
+        logits: Maps what the model returns to outputs ``(B, C)``; for instance, picks the classes seen so far.
+        chunk_size: How many gradients are held at a time where samples go through ``vmap``; ``None`` is 64 MiB of them.
+
+    Returns:
+        Sums keyed and shaped like ``named_parameters()``, float32 (float64 for float64 parameters), exactly 0 for a
+        parameter that the output does not depend on; and the number of samples :math:`N`.
+
+    Raises:
+        ValueError: If ``batches`` is empty, the outputs are not ``(B, C)``, ``norm`` or one of ``parameters`` is
+            unknown, or the model uses parameters out of sight.
+
+    Warns:
+        UserWarning: Once a call, if the samples are taken one by one because ``vmap`` cannot trace the model.
+
+    Sources:
+        Aljundi et al., "Memory Aware Synapses: Learning what (not) to forget", ECCV 2018 (``squared``);
+        Aljundi, Kelchtermans & Tuytelaars, "Task-Free Continual Learning", CVPR 2019 (``plain``).
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.constant_(model.weight, 1.0)
+        >>> sums, count = output_sensitivity(model, [(torch.tensor([[1.0, 2.0], [-1.0, 0.0]]),)])
+        >>> count, sums["weight"]
+        (2, tensor([[ 8., 12.]]))
+    """
+    if norm not in get_args(OutputNorm):
+        raise ValueError(f"`norm` must be one of {', '.join(get_args(OutputNorm))}, got {norm!r}.")
+    inputs = ((x, x) for x, *_ in batches)  # in the place of the labels, which are not read
+    sums, samples, _ = _summed(
+        model,
+        inputs,
+        _OUTPUT,
+        lambda outputs, _: _directions(outputs, norm),
+        by_batch,
+        parameters=parameters,
+        logits=logits,
+        chunk_size=chunk_size,
+    )
+    return sums, samples
+
+
+class _Objective(NamedTuple):
+    """What is differentiated, and what of its gradients is summed."""
+
+    of_logits: Callable[[Tensor], Tensor]  # (B, C) to (B, C)
+    finite: Callable[[Tensor], Tensor]  # what it returns, in a form in which two can be compared
+    power: int  # 1: absolute values, 2: squares
+
+
+_SCORE = _Objective(partial(F.log_softmax, dim=1), torch.exp, 2)
+_OUTPUT = _Objective(lambda logits: logits.masked_fill(logits == -torch.inf, 0.0), lambda outputs: outputs, 1)
+
+
+def _summed(
+    model: nn.Module,
+    batches: Iterable[Sequence[Any]],
+    objective: _Objective,
+    targets: Targets,
+    by_batch: bool,
+    weigh: bool = False,
+    *,
+    parameters: Collection[str] | None,
+    logits: Callable[[Any], Tensor] | None,
+    chunk_size: int | None,
+) -> tuple[dict[str, Tensor], int, int]:
+    """Sum powers of gradients, of samples or of whole batches; tell also how many samples and passes there were."""
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     if unknown := sorted(set(parameters or ()).difference(trainable)):
         raise ValueError(f"`parameters` must name trainable parameters of the model, got {', '.join(unknown)}.")
     names = [name for name in trainable if parameters is None or name in parameters]
-    count = 0
+    samples = passes = 0
     with _undisturbed(model):
-        scores = _Scores(model, names, logits, chunk_size)
+        scores = _Scores(model, names, objective, logits, chunk_size)
         sums = {name: torch.zeros_like(scores.values[name], requires_grad=False) for name in names}
-        by_batch = estimator in ("batch_mean", "batch_scaled")
         for x, y in ((x, y) for x, y, *_ in batches) if by_batch else _in_parts(batches):
             x = x.clone() if x.is_inference() else x.detach()  # autograd refuses inference tensors
-            squares = scores.of_mean(x, y) if by_batch else scores.of_samples(x, y, estimator, generator)
-            for name, value in squares.items():
-                sums[name].add_(value, alpha=len(x) if estimator == "batch_scaled" else 1)
-            count += 1 if by_batch else len(x)
-    if count == 0:
+            found = (scores.of_batch if by_batch else scores.of_samples)(x, y, targets)
+            for name, value in found.items():
+                sums[name].add_(value, alpha=len(x) if weigh else 1)
+            samples, passes = samples + len(x), passes + 1
+    if samples == 0:
         raise ValueError("`batches` must hold at least one sample, got none; a used-up iterator has to be made anew.")
-    return sums, count
+    return sums, samples, passes
 
 
 @dataclass
@@ -129,12 +250,18 @@ class _Call:
 
 
 class _Scores:
-    """Squared scores of a model at fixed parameters, in dicts that leave out parameters without influence."""
+    """Sums of a model at fixed parameters, in dicts that leave out parameters without influence."""
 
     def __init__(
-        self, model: nn.Module, names: list[str], logits: Callable[[Any], Tensor] | None, chunk_size: int | None
+        self,
+        model: nn.Module,
+        names: list[str],
+        objective: _Objective,
+        logits: Callable[[Any], Tensor] | None,
+        chunk_size: int | None,
     ) -> None:
-        self.model, self.names, self.logits, self.chunk_size = model, names, logits, chunk_size
+        self.model, self.names, self.objective = model, names, objective
+        self.logits, self.chunk_size = logits, chunk_size
         # A tied parameter goes by its first name.
         self.known: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         # Leaves of our own that share the storage: the model's keep their `grad`, `requires_grad` and hooks.
@@ -147,28 +274,33 @@ class _Scores:
         self.trusted: set[str] | None = None  # parameters whose rule was seen to hold
         self.traceable = True  # by `vmap`, until the contrary is known
 
-    def of_mean(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Square the gradient of the mean over the batch."""
-        log_probs = self._log_probs(self.values, x)
-        self._graph(log_probs.grad_fn)
-        target = _targets(log_probs.detach(), y, "empirical", None)[0] / len(x)
-        return {name: score.square() for name, score in self._gradients(self.names, log_probs, target).items()}
-
-    def of_samples(self, x: Tensor, y: Tensor, estimator: Estimator, draw: torch.Generator | None) -> dict[str, Tensor]:
-        """Sum the squared gradients of the samples."""
-        if self.trusted is None and len(x) > 1:
-            self.trusted = self._verified(x[:2])
-        log_probs, calls, reached = self._watched(x)
-        targets = _targets(log_probs.detach(), y, estimator, draw)
+    def of_batch(self, x: Tensor, y: Any, targets: Targets) -> dict[str, Tensor]:
+        """Take the power of the gradient of the sum over the batch."""
+        outputs = self._outputs(self.values, x)
+        self._graph(outputs.grad_fn)
         total: dict[str, Tensor] = {}
-        for i, target in enumerate(targets, start=1):
-            squares = self._by_rule(log_probs, target, calls, reached, last=i == len(targets))
-            if rest := reached - squares.keys():
-                squares |= self._by_sample(rest, x, target)
-            total = {name: value + total[name] if total else value for name, value in squares.items()}
+        cotangents = targets(outputs.detach(), y)
+        for i, target in enumerate(cotangents, start=1):
+            for name, score in self._gradients(self.names, outputs, target, last=i == len(cotangents)).items():
+                value = _power(score, self.objective.power)
+                total[name] = value + total[name] if name in total else value
         return total
 
-    def _log_probs(self, values: dict[str, Tensor], x: Tensor) -> Tensor:
+    def of_samples(self, x: Tensor, y: Any, targets: Targets) -> dict[str, Tensor]:
+        """Sum the powers of the gradients of the samples."""
+        if self.trusted is None and len(x) > 1:
+            self.trusted = self._verified(x[:2])
+        outputs, calls, reached = self._watched(x)
+        cotangents = targets(outputs.detach(), y)
+        total: dict[str, Tensor] = {}
+        for i, target in enumerate(cotangents, start=1):
+            powers = self._by_rule(outputs, target, calls, reached, last=i == len(cotangents))
+            if rest := reached - powers.keys():
+                powers |= self._by_sample(rest, x, target)
+            total = {name: value + total[name] if total else value for name, value in powers.items()}
+        return total
+
+    def _outputs(self, values: dict[str, Tensor], x: Tensor) -> Tensor:
         output = functional_call(self.model, (values, self.buffers), (_widen(x),))
         logits = output if self.logits is None else self.logits(output)
         came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -177,12 +309,15 @@ class _Scores:
                 f"`model` must return logits of shape ({len(x)}, C) for {len(x)} inputs, got {came};"
                 " pass `logits` to make them from what it returns."
             )
-        return F.log_softmax(logits, 1)
+        return self.objective.of_logits(logits)
 
-    def _gradients(self, names: Collection[str], log_probs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        if not names or not log_probs.requires_grad:
+    def _gradients(
+        self, names: Collection[str], outputs: Tensor, target: Tensor, last: bool = True
+    ) -> dict[str, Tensor]:
+        if not names or not outputs.requires_grad:
             return {}
-        found = torch.autograd.grad(log_probs, [self.values[name] for name in names], target, allow_unused=True)
+        values = [self.values[name] for name in names]
+        found = torch.autograd.grad(outputs, values, target, retain_graph=not last, allow_unused=True)
         return {name: score for name, score in zip(names, found, strict=True) if score is not None}
 
     def _watched(self, x: Tensor) -> tuple[Tensor, list[_Call], set[str]]:
@@ -201,14 +336,14 @@ class _Scores:
         with ExitStack() as stack:
             for layer in self.layers:  # prepended: a hook of the user may replace the output
                 stack.callback(layer.register_forward_hook(note, prepend=True).remove)
-            log_probs = self._log_probs(self.values, x)
-        nodes, uses = self._graph(log_probs.grad_fn)
+            outputs = self._outputs(self.values, x)
+        nodes, uses = self._graph(outputs.grad_fn)
         # If the layer was called once, in reach of the output, and the parameter is used once, then it is used there.
         once = {n for n, p in self.values.items() if uses[p] == 1 and (self.trusted is None or n in self.trusted)}
         for call in calls:
             if times[call.layer] == 1 and call.output.node in nodes:
                 call.names = {key: name for key, name in self.layers[call.layer].items() if name in once}
-        return log_probs, [call for call in calls if call.names], {n for n, p in self.values.items() if uses[p]}
+        return outputs, [call for call in calls if call.names], {n for n, p in self.values.items() if uses[p]}
 
     def _graph(self, root: Node | None) -> tuple[set[Node], Counter[Tensor]]:
         """Walk the autograd graph; return its inner nodes and how often each leaf enters it."""
@@ -231,16 +366,16 @@ class _Scores:
         return nodes, uses
 
     def _by_rule(
-        self, log_probs: Tensor, target: Tensor, calls: list[_Call], reached: set[str], last: bool = True
+        self, outputs: Tensor, target: Tensor, calls: list[_Call], reached: set[str], last: bool = True
     ) -> dict[str, Tensor]:
-        squares: dict[str, Tensor] = {}
+        powers: dict[str, Tensor] = {}
 
         def use(deltas: Any, call: _Call) -> None:
             if (delta := deltas[call.output.output_nr]) is None:
                 return
             with torch.no_grad():
-                weight, bias = _RULES[type(call.layer)](call.layer, call.x, delta)
-            squares.update({name: weight if key == "weight" else bias for key, name in call.names.items()})
+                weight, bias = _RULES[type(call.layer)](call.layer, call.x, delta, self.objective.power)
+            powers.update({name: weight if key == "weight" else bias for key, name in call.names.items()})
             if last:
                 del call.x  # memory for the rest of the pass
 
@@ -254,18 +389,18 @@ class _Scores:
                 if call.x.requires_grad:
                     stack.callback(call.output.node.register_prehook(partial(use, call=call)).remove)
             deltas = (
-                torch.autograd.grad(log_probs, ends, target, retain_graph=not last, allow_unused=True) if calls else ()
+                torch.autograd.grad(outputs, ends, target, retain_graph=not last, allow_unused=True) if calls else ()
             )
         for call, delta in zip(first, deltas, strict=False):
             use({call.output.output_nr: delta}, call)
-        return squares
+        return powers
 
     def _by_sample(self, names: Collection[str], x: Tensor, target: Tensor) -> dict[str, Tensor]:
         values = {name: value.detach() for name, value in self.values.items()}
         chosen = {name: values[name] for name in names}
 
         def objective(chosen: dict[str, Tensor], x: Tensor, target: Tensor) -> Tensor:
-            return (self._log_probs(values | chosen, x[None]) * target).sum()
+            return (self._outputs(values | chosen, x[None]) * target).sum()
 
         size = self.chunk_size or max(1, 2**24 // sum(value.numel() for value in chosen.values()))
         total = {name: torch.zeros_like(value) for name, value in chosen.items()}
@@ -274,19 +409,19 @@ class _Scores:
                 with sdpa_kernel(SDPBackend.MATH):  # `vmap` has no rule for the fused attention kernels
                     scores = vmap(grad(objective), (None, 0, 0))(chosen, x[i : i + size], target[i : i + size])
                 for name, value in scores.items():
-                    _add_squares(total[name], value)
+                    _add_powers(total[name], value, self.objective.power)
         except (RuntimeError, TypeError, ValueError) as error:
             self.traceable = False
             reason = str(error).split("\n")[0]
-            warnings.warn(f"Samples are scored one by one, as `vmap` cannot trace the model: {reason}", stacklevel=4)
+            warnings.warn(f"Samples are scored one by one, as `vmap` cannot trace the model: {reason}", stacklevel=5)
         return total if self.traceable else self._one_by_one(names, x, target)
 
     def _one_by_one(self, names: Collection[str], x: Tensor, target: Tensor) -> dict[str, Tensor]:
         total = {name: torch.zeros_like(self.values[name], requires_grad=False) for name in names}
         for i in range(len(x)):
-            log_probs = self._log_probs(self.values, x[i : i + 1])
-            for name, score in self._gradients(names, log_probs, target[i : i + 1]).items():
-                _add_squares(total[name], score[None])
+            outputs = self._outputs(self.values, x[i : i + 1])
+            for name, score in self._gradients(names, outputs, target[i : i + 1]).items():
+                _add_powers(total[name], score[None], self.objective.power)
         return total
 
     def _verified(self, x: Tensor) -> set[str]:
@@ -296,15 +431,16 @@ class _Scores:
         continuous or zero: gradients themselves may differ between batch sizes, where rounding moves an input of a ReLU
         across zero.
         """
-        log_probs, calls, _ = self._watched(x)
-        one_hot = torch.eye(len(x)).to(log_probs)[:, :, None] * torch.linspace(0, 1, log_probs.shape[1]).to(log_probs)
-        outputs = [call.output for call in calls]
+        finite = self.objective.finite
+        outputs, calls, _ = self._watched(x)
+        one_hot = torch.eye(len(x)).to(outputs)[:, :, None] * torch.linspace(0, 1, outputs.shape[1]).to(outputs)
+        edges = [call.output for call in calls]
         apart = {call.layer for call in calls}
         for n in range(len(x)):
             alone, calls_alone, _ = self._watched(x[n : n + 1])
             inputs = {call.layer: call.x for call in calls_alone}
-            same = _close(log_probs[n].exp(), alone[0].exp())
-            deltas = torch.autograd.grad(log_probs, outputs, one_hot[n], retain_graph=True) if outputs else ()
+            same = _close(finite(outputs[n]), finite(alone[0]))
+            deltas = torch.autograd.grad(outputs, edges, one_hot[n], retain_graph=True) if edges else ()
             for call, delta in zip(calls, deltas, strict=True):
                 others = torch.arange(len(x), device=delta.device) != n
                 fits = same and call.layer in inputs and _close(call.x[n], inputs[call.layer][0])
@@ -346,6 +482,15 @@ def _targets(log_probs: Tensor, y: Tensor, estimator: Estimator, draw: torch.Gen
     return [F.one_hot(y.to(probs.device, torch.long), classes).to(probs)]
 
 
+def _directions(outputs: Tensor, norm: OutputNorm) -> list[Tensor]:
+    """The gradients by the outputs ``(B, C)`` of what is differentiated: of the norm, or of each output in turn."""
+    if norm == "squared":
+        return [2 * outputs]
+    if norm == "plain":
+        return [F.normalize(outputs, dim=1, eps=torch.finfo(outputs.dtype).tiny)]  # 0 where the output is 0
+    return [one_hot.expand_as(outputs) for one_hot in torch.eye(outputs.shape[1]).to(outputs)]
+
+
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, gradients on, autocast and compiled code off in a block; modes and random state come back."""
@@ -368,74 +513,81 @@ def _widen(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-# The rules: from the input and the gradient `delta` of the output, both (B, *), the sums over the batch of the squared
-# gradients of weight and bias.
+# The rules: from the input and the gradient `delta` of the output, both (B, *), the sums over the batch of the powers
+# (1: absolute values, 2: squares) of the gradients of weight and bias.
 
 
-def _linear(layer: nn.Linear, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    if x.ndim == 2:  # the gradient is an outer product, so its square is one too
-        return delta.square().T @ x.square(), delta.square().sum(0)
+def _linear(layer: nn.Linear, x: Tensor, delta: Tensor, power: int) -> tuple[Tensor, Tensor]:
+    if x.ndim == 2:  # the gradient is an outer product, so its power is one too
+        return _power(delta, power).T @ _power(x, power), _power(delta, power).sum(0)
     x, delta = x.flatten(1, -2), delta.flatten(1, -2)
-    return _in_chunks(layer.weight, x, delta, lambda x, delta: delta.mT @ x), delta.sum(1).square().sum(0)
+    weight = _in_chunks(layer.weight, x, delta, power, lambda x, delta: delta.mT @ x)
+    return weight, _power(delta.sum(1), power).sum(0)
 
 
-def _conv2d(layer: nn.Conv2d, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+def _conv2d(layer: nn.Conv2d, x: Tensor, delta: Tensor, power: int) -> tuple[Tensor, Tensor]:
     def gradients(x: Tensor, delta: Tensor) -> Tensor:  # the samples are groups of a single convolution
         size, groups = (len(x) * layer.out_channels, *layer.weight.shape[1:]), len(x) * layer.groups
         x, delta = x.flatten(0, 1)[None], delta.flatten(0, 1)[None]
         return conv2d_weight(x, size, delta, layer.stride, layer.padding, layer.dilation, groups)  # type: ignore[no-untyped-call,no-any-return]
 
-    return _in_chunks(layer.weight, x, delta, gradients), delta.sum((2, 3)).square().sum(0)
+    return _in_chunks(layer.weight, x, delta, power, gradients), _power(delta.sum((2, 3)), power).sum(0)
 
 
-def _batch_norm(layer: _BatchNorm, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+def _batch_norm(layer: _BatchNorm, x: Tensor, delta: Tensor, power: int) -> tuple[Tensor, Tensor]:
     mean, var = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
-    return _per_channel(F.batch_norm(x, mean.to(x), var.to(x), eps=layer.eps), delta)
+    return _per_channel(F.batch_norm(x, mean.to(x), var.to(x), eps=layer.eps), delta, power)
 
 
-def _group_norm(layer: nn.GroupNorm, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    return _per_channel(F.group_norm(x, layer.num_groups, eps=layer.eps), delta)
+def _group_norm(layer: nn.GroupNorm, x: Tensor, delta: Tensor, power: int) -> tuple[Tensor, Tensor]:
+    return _per_channel(F.group_norm(x, layer.num_groups, eps=layer.eps), delta, power)
 
 
-def _per_channel(normed: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+def _per_channel(normed: Tensor, delta: Tensor, power: int) -> tuple[Tensor, Tensor]:
     weight, bias = (value.reshape(*value.shape[:2], -1).sum(2) for value in (delta * normed, delta))
-    return weight.square().sum(0), bias.square().sum(0)
+    return _power(weight, power).sum(0), _power(bias, power).sum(0)
 
 
-def _layer_norm(layer: nn.LayerNorm, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+def _layer_norm(layer: nn.LayerNorm, x: Tensor, delta: Tensor, power: int) -> tuple[Tensor, Tensor]:
     normed = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
     weight, bias = (value.reshape(len(x), -1, *layer.normalized_shape).sum(1) for value in (delta * normed, delta))
-    return weight.square().sum(0), bias.square().sum(0)
+    return _power(weight, power).sum(0), _power(bias, power).sum(0)
 
 
-def _embedding(layer: nn.Embedding, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+def _embedding(layer: nn.Embedding, x: Tensor, delta: Tensor, power: int) -> tuple[Tensor, Tensor]:
     rows = layer.num_embeddings
     pairs = x.reshape(len(x), -1) + rows * torch.arange(len(x), device=x.device)[:, None]  # a number per sample and row
     pairs, index = torch.unique(pairs, return_inverse=True)
     scores = delta.new_zeros(len(pairs), delta.shape[-1]).index_add_(0, index.flatten(), delta.flatten(0, -2))
-    weight = delta.new_zeros(layer.weight.shape).index_add_(0, pairs % rows, scores.square())
+    weight = delta.new_zeros(layer.weight.shape).index_add_(0, pairs % rows, _power(scores, power))
     if layer.padding_idx is not None:
         weight[layer.padding_idx] = 0
     return weight, weight  # there is no bias
 
 
-def _in_chunks(weight: Tensor, x: Tensor, delta: Tensor, gradients: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _in_chunks(
+    weight: Tensor, x: Tensor, delta: Tensor, power: int, gradients: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     total = delta.new_zeros(weight.shape)
     limit = 2**26 if x.device.type != "cpu" else 2**19 if weight.numel() <= 2**17 else 1  # what stays in a CPU's cache
     size = max(1, limit // weight.numel())
     for i in range(0, len(x), size):
-        _add_squares(total, gradients(x[i : i + size], delta[i : i + size]).view(-1, *weight.shape))
+        _add_powers(total, gradients(x[i : i + size], delta[i : i + size]).view(-1, *weight.shape), power)
     return total
 
 
-def _add_squares(total: Tensor, scores: Tensor) -> None:
-    if len(scores) == 1:
+def _add_powers(total: Tensor, scores: Tensor, power: int) -> None:
+    if len(scores) == 1 and power == 2:
         total.addcmul_(scores[0], scores[0])  # one pass over the memory instead of three
     else:
-        total += scores.square().sum(0)
+        total += _power(scores, power).sum(0)
 
 
-_RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+def _power(values: Tensor, power: int) -> Tensor:
+    return values.square() if power == 2 else values.abs()
+
+
+_RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor, int], tuple[Tensor, Tensor]]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.BatchNorm1d: _batch_norm,

@@ -1,6 +1,6 @@
 """What Lightning leaves out of a checkpoint, or of the epoch that it resumes, so that a resume is exact.
 
-What is here touches the state of Lightning 2.6's loops, which is not public; nothing else in the package does. The kill
+What is here changes the state of Lightning 2.6's loops, which is not public; nothing else in the package does. The kill
 tests run every branch.
 """
 

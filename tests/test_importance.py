@@ -1,4 +1,4 @@
-"""Squared scores against closed forms and against autograd on single samples."""
+"""Squared scores and sensitivities of outputs against closed forms and against autograd on single samples."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_cl import importance
-from lightning_cl.importance import Estimator, squared_scores
+from lightning_cl.importance import Estimator, OutputNorm, output_sensitivity, squared_scores
 
 
 class Net(nn.Module):
@@ -412,3 +412,111 @@ def test_parameters_out_of_sight_are_an_error(model: nn.Module, estimator: Estim
 def test_errors_name_what_came(model: nn.Module, batches: Any, kwargs: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         squared_scores(model, batches, **kwargs)
+
+
+# -- sensitivity of outputs --------------------------------------------------------------------------------------------
+
+NORMS: list[OutputNorm] = ["squared", "plain", "outputs"]
+
+
+def moved(model: nn.Module, x: Tensor, norm: OutputNorm) -> dict[str, Tensor]:
+    """Sum the absolute gradients of what the norm is of, written out, over ``x`` as one sample or batch."""
+    output = model(x)
+    terms = {"squared": [(output**2).sum()], "plain": [output.norm(dim=1).sum()], "outputs": list(output.sum(0))}[norm]
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for term in terms:
+        found = torch.autograd.grad(
+            term, list(model.parameters()), retain_graph=True, materialize_grads=True, allow_unused=True
+        )
+        total = {name: value + g.abs() for (name, value), g in zip(total.items(), found, strict=True)}
+    return {name: value.detach() for name, value in total.items()}
+
+
+def added(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("case", {**BY_RULE, **BY_SAMPLE})
+def test_sensitivity_equals_single_samples(case: str, norm: OutputNorm) -> None:
+    model, x, y = build(*{**BY_RULE, **BY_SAMPLE}[case])
+    sums, count = output_sensitivity(model, batched(x, y, 3), norm)  # the last sample comes alone
+    expected = added([moved(model, x_n, norm) for x_n in x.split(1)])
+    torch.testing.assert_close(sums, expected, rtol=1e-11, atol=1e-12)
+    assert count == 7
+
+
+@pytest.mark.parametrize("case", BY_RULE)
+def test_every_layer_has_its_rule_for_sensitivity(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = build(*BY_RULE[case])
+    monkeypatch.delattr(importance._Scores, "_by_sample")
+    output_sensitivity(model, batched(x, y, 5))
+
+
+def test_sensitivity_of_an_embedding_is_that_of_its_rows() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(6, 4, padding_idx=0), nn.Flatten(), nn.Linear(20, 3)).double()
+    x = torch.tensor([[1, 1, 2, 0, 5], [5, 5, 5, 0, 1], [0, 0, 0, 0, 0]])
+    sums, _ = output_sensitivity(model, [(x,)])
+    torch.testing.assert_close(sums, added([moved(model, x_n, "squared") for x_n in x.split(1)]))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_sensitivity_by_batch_adds_gradients_first(norm: OutputNorm) -> None:
+    model, x, y = build(Residual, (2, 5, 5))
+    sums, count = output_sensitivity(model, batched(x, y, 4), norm, by_batch=True)
+    torch.testing.assert_close(sums, added([moved(model, part, norm) for part in x.split(4)]))
+    assert count == 7
+    single, _ = output_sensitivity(model, batched(x, y, 1), norm, by_batch=True)
+    torch.testing.assert_close(single, output_sensitivity(model, [(x, y)], norm)[0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 12])
+def test_sensitivity_of_a_linear_map_has_closed_forms(batch_size: int) -> None:
+    """``|2 f_c x_d|`` of each sample; of a batch the absolute value of the sum, which is at most that."""
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3, bias=False).double()
+    x, y = data(5, samples=12)
+    terms = 2 * torch.einsum("nc,nd->ncd", model(x).detach(), x)
+    sums, _ = output_sensitivity(model, batched(x, y, batch_size))
+    torch.testing.assert_close(sums["weight"], terms.abs().sum(0), rtol=1e-12, atol=0)
+    by_batch, _ = output_sensitivity(model, batched(x, y, batch_size), by_batch=True)
+    torch.testing.assert_close(by_batch["weight"], sum(part.sum(0).abs() for part in terms.split(batch_size)))
+    assert (by_batch["weight"] <= sums["weight"] + 1e-12).all()
+
+
+def test_sensitivity_reads_no_labels() -> None:
+    model, x, y = build(Residual, (2, 5, 5))
+    expected, _ = output_sensitivity(model, [(x, y)])
+    for batch in ((x, y.flip(0)), (x, None), (x,)):
+        assert all(torch.equal(value, expected[name]) for name, value in output_sensitivity(model, [batch])[0].items())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 3), lambda: nn.Sequential(Doubled(4, 3))])
+def test_outputs_that_do_not_compete_have_no_part(make: Callable[[], nn.Module], norm: OutputNorm) -> None:
+    model, x, y = build(make, (4,))
+    hidden = torch.tensor([False, False, True])
+    masked, _ = output_sensitivity(model, [(x, y)], norm, logits=lambda out: out.masked_fill(hidden, -torch.inf))
+    cut, _ = output_sensitivity(model, [(x, y)], norm, logits=lambda out: out[:, :2])
+    torch.testing.assert_close(masked, cut)
+    assert all(value[2].eq(0).all() for value in masked.values())
+
+
+def test_an_output_of_zero_has_no_direction() -> None:
+    sums, _ = output_sensitivity(nn.Linear(4, 3, bias=False), [(torch.zeros(2, 4),)], "plain")
+    assert sums["weight"].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("batches", "kwargs", "message"),
+    [
+        ([], {}, "`batches` must hold at least one sample"),
+        ([(torch.ones(2, 4, 2),)], {}, r"`model` must return .* got \(2, 4, 3\)"),
+        ([], {"norm": "cubed"}, "`norm` must be one of squared, plain, outputs, got 'cubed'"),
+        ([], {"parameters": ["weights"]}, "`parameters` must name .* got weights"),
+    ],
+)
+def test_errors_of_sensitivity_name_what_came(batches: Any, kwargs: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        output_sensitivity(nn.Linear(2, 3), batches, **kwargs)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -66,8 +66,11 @@ class SynapticIntelligence(AnchorCallback):
         self.damping = damping
         self.path: dict[str, Tensor] = {}
         self._experiences = 0
-        self._buffers: dict[str, tuple[Tensor, Tensor]] = {}  # gradient and weights before a step
-        self._stepping: list[tuple[str, nn.Parameter]] = []
+        self._buffers: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}  # for what is copied before a step
+        self._weights: list[Tensor] = []  # of the parameters that take the step, as the three below
+        self._paths: list[Tensor] = []
+        self._grads: list[Tensor] = []
+        self._before: list[Tensor] = []
 
     @override
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,25 +83,29 @@ class SynapticIntelligence(AnchorCallback):
             if name in self.path:
                 path[: len(self.path[name])] = self.path[name]  # a head may have grown
             self.path[name] = path
-        self._buffers = {name: (torch.empty_like(path), torch.empty_like(path)) for name, path in self.path.items()}
+        grads, weights = ({name: torch.empty_like(path) for name, path in self.path.items()} for _ in range(2))
+        self._buffers = grads, weights
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        own = {p for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-        self._stepping = [(name, p) for name, p in pl_module.named_parameters() if name in self._buffers and p in own]
-        if self._stepping:
-            grads, weights = zip(*(self._buffers[name] for name, _ in self._stepping), strict=True)
-            torch._foreach_copy_(grads, [p.grad for _, p in self._stepping])
-            torch._foreach_copy_(weights, [p.detach() for _, p in self._stepping])
+        moving = [
+            (n, p) for n, p in self.stepped(trainer, pl_module, optimizer) if n in self.path and p.grad is not None
+        ]
+        self._weights = [p.detach() for _, p in moving]
+        self._paths = [self.path[name] for name, _ in moving]
+        self._grads, self._before = ([buffer[name] for name, _ in moving] for buffer in self._buffers)
+        if moving:
+            torch._foreach_copy_(self._grads, [p.grad for _, p in moving])
+            torch._foreach_copy_(self._before, self._weights)
         if self._experiences:
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     @override
     def after_optimizer_step(self, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self._stepping:
-            grads, moved = zip(*(self._buffers[name] for name, _ in self._stepping), strict=True)
-            torch._foreach_sub_(moved, [p.detach() for _, p in self._stepping])  # backwards: before - after
-            torch._foreach_addcmul_([self.path[name] for name, _ in self._stepping], grads, moved)
+        if self._paths:
+            moved_back = self._before
+            torch._foreach_sub_(moved_back, self._weights)
+            torch._foreach_addcmul_(self._paths, self._grads, moved_back)
 
     @override
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:

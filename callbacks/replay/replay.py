@@ -7,9 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_cl.callback import ContinualCallback, columns_of, gather_rows, replace_columns
+from lightning_cl.callback import ContinualCallback, columns_of, gather_rows, prepared, replace_columns
 from lightning_cl.memory import POLICIES, Memory
-from lightning_cl.stream import StreamBatch, StreamDataModule
+from lightning_cl.stream import StreamBatch
 from lightning_cl.utilities import default_seed, derive_seed
 
 
@@ -102,11 +102,7 @@ class Replay(ContinualCallback):
         generator = self._generator.manual_seed((self._rank_seed + self._draws) % 2**63)
         drawn = self.memory.draw(count, generator)
         self._draws += 1
-        columns = {name: column.to(trainer.strategy.root_device, non_blocking=True) for name, column in drawn.items()}
-        stream = getattr(trainer, "datamodule", None)
-        if isinstance(stream, StreamDataModule):
-            return dict(zip(columns, stream.transform_batch(list(columns.values()), augment=True), strict=True))
-        return columns
+        return prepared(trainer, drawn)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -54,8 +54,13 @@ CALLBACKS = {
     "FisherMerge": Case({"samples": 20}),
     "FlopsMeter": Case(inert={}, other={"count_eval": True}, watches=True),
     "L2Anchor": Case({"strength": 2.0, "pretrained": True}, other={"strength": 3.0, "parameters": ["bias"]}),
+    "MAS": Case({"strength": 1.0}, other={"strength": 0.5, "norm": "plain"}),
     "Replay": Case({"capacity": 10}, {"capacity": 10, "batch_size": 0}, {"capacity": 6, "seed": 1}),
     "SynapticIntelligence": Case({"strength": 2.0}),
+    "TaskFreeMAS": Case(
+        {"hard_samples": 6, "updates_per_batch": 1, "window": 2, "max_mean": 3.0},
+        other={"strength": 2.0, "hard_samples": 4, "updates_per_batch": 1},
+    ),
     "TrainOnly": Case({"parameters": ["weight"]}, {"parameters": ["."]}, {"parameters": ["net.4"]}, stateless=True),
 }
 SMALL = {"num_classes": 4, "backbone": "mlp", "input_shape": (1, 8, 8), "backbone_args": {"hidden": (16,)}}
