@@ -278,7 +278,7 @@ class AnchorCallback(ContinualCallback):
         self.strength = strength
         self.anchor = anchor
         self.parameters = parameters
-        self._name = f"penalty/{type(self).__name__}"
+        self._name = ""
 
     def selected(self, pl_module: LightningModule) -> dict[str, nn.Parameter]:
         """The parameters that the method is about, by name."""
@@ -296,9 +296,7 @@ class AnchorCallback(ContinualCallback):
     @override
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.selected(pl_module)
-        before = [c for c in trainer.callbacks if type(c) is type(self)]  # type: ignore[attr-defined]
-        index = before.index(self)
-        self._name = f"penalty/{type(self).__name__}" + (f"_{index + 1}" if index else "")
+        self._name = self.logged_as(trainer)
 
     @override
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -312,7 +310,7 @@ class AnchorCallback(ContinualCallback):
         if is_logged(trainer):
             with torch.no_grad():
                 value = self.anchor.penalty(pl_module.named_parameters(), self.factor * self.strength)
-            pl_module.log(self._name, value)
+            pl_module.log(f"penalty/{self._name}", value)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -3,19 +3,19 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_cl.forwards import OUTPUT, Forward, Forwards, scores_in
 from lightning_cl.importance import Estimator
 from lightning_cl.stream import Competing, StreamDataModule
 from lightning_cl.utilities import isolated_rng
@@ -24,8 +24,6 @@ Unpack = Callable[[Any], tuple[Tensor, Tensor]]
 
 INPUT_KEYS = ("x", "input", "inputs", "image", "images", "pixel_values")
 TARGET_KEYS = ("y", "target", "targets", "label", "labels")
-OUTPUT = ""
-"""The place (see :func:`values_at`) of what the module itself returns."""
 SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
@@ -87,10 +85,13 @@ class ContinualCallback(Callback):
     # -- what a method may ask --------------------------------------------------------------------------------------
 
     def watch(self, trainer: Trainer, pl_module: LightningModule, place: str = OUTPUT) -> None:
-        """Keep what is computed at a place (see :func:`values_at`) while ``training_step`` runs; called in `start`."""
+        """Keep what is computed at a place while ``training_step`` runs; called in :meth:`start`.
+
+        Places are those of :func:`lightning_cl.forwards.values_at`.
+        """
         _LossTerms.install(trainer, pl_module).forwards.watch(place)
 
-    def forward_of(self, pl_module: LightningModule, x: Tensor) -> "Forward":
+    def forward_of(self, pl_module: LightningModule, x: Tensor) -> Forward:
         """Return the forward that ``training_step`` made of the inputs ``x``; called in :meth:`extra_loss`.
 
         It is the only one with gradients, or if there were several the last that got ``x`` itself. What it does not
@@ -111,6 +112,12 @@ class ContinualCallback(Callback):
         """The epoch counted from the start of the current experience, also after a resume."""
         assert self._first_epoch is not None
         return trainer.current_epoch - self._first_epoch
+
+    def logged_as(self, trainer: Trainer) -> str:
+        """The name of the class, with a number from the second one of it in the trainer on."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        index = [callback for callback in callbacks if type(callback) is type(self)].index(self)
+        return type(self).__name__ + (f"_{index + 1}" if index else "")
 
     # -- how it is wired --------------------------------------------------------------------------------------------
 
@@ -223,7 +230,7 @@ class _LossTerms:
         self.__wrapped__ = getattr(
             self.training_step, "__wrapped__", self.training_step
         )  # Lightning reads its signature
-        self.forwards = _Forwards(pl_module)
+        self.forwards = Forwards(pl_module)
 
     @classmethod
     def install(cls, trainer: Trainer, pl_module: LightningModule) -> "_LossTerms":
@@ -258,153 +265,6 @@ class _LossTerms:
                 loss = loss if extra is None else loss + extra
         self.forwards.forget()  # the graph is the loss's to keep
         return {**outputs, "loss": loss} if isinstance(outputs, Mapping) else loss
-
-
-# -- what a module computes on the way ---------------------------------------------------------------------------------
-
-
-def values_at(module: nn.Module, places: Iterable[str], forward: Callable[[], Any]) -> dict[str, Any]:
-    """Run a forward of ``module`` and return what was computed at some places, and under ``""`` what it returned.
-
-    Args:
-        module: The module.
-        places: ``"net.3"`` is what this submodule returns, ``"net.3:input"`` its first argument. Of a submodule that is
-            called several times it is the last.
-        forward: Calls ``module``. What is compiled is run as it was before, since compiled code may not see hooks.
-
-    Example:
-        >>> net = nn.Sequential(nn.Flatten(), nn.Identity())
-        >>> values = values_at(net, ["1:input"], lambda: net(torch.zeros(2, 3, 4)))
-        >>> values["1:input"].shape, values[""].shape
-        (torch.Size([2, 12]), torch.Size([2, 12]))
-    """
-    values: dict[str, Any] = {}
-    with ExitStack() as stack:
-        for place in places:
-            stack.callback(_hook(module, place, values.__setitem__).remove)
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        values[OUTPUT] = forward()
-    return values
-
-
-def scores_in(output: Any) -> Tensor:
-    """Return the scores ``(B, C)`` in what a module returned: a tensor, or a dict with the key ``"logits"``.
-
-    Raises:
-        TypeError: If it is something else.
-    """
-    scores = output.get("logits") if isinstance(output, Mapping) else output
-    if not isinstance(scores, Tensor) or scores.ndim != 2:
-        form = f"a tensor {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(output).__name__}"
-        raise TypeError(
-            f"A module must return scores (B, C), or a dict with them under 'logits', got {form}: let `forward` return "
-            "one of these."
-        )
-    return scores
-
-
-def _hook(module: nn.Module, place: str, keep: Callable[[str, Any], None]) -> RemovableHandle:
-    """Hand what is computed at a place to ``keep``."""
-    name, _, argument = place.partition(":")
-
-    def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        keep(place, next(iter((*args, *kwargs.values()))) if argument else output)
-
-    return module.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
-
-
-class Forward:
-    """A forward of the module under training: its arguments, and by ``[place]`` what was computed there."""
-
-    def __init__(self, owner: "_Forwards", args: Any, kwargs: dict[str, Any], values: dict[str, list[Any]]) -> None:
-        self.args = args
-        self.kwargs = kwargs
-        self._owner = owner
-        self._values = {place: found[-1] for place, found in values.items()}
-
-    def got(self, x: Any) -> bool:
-        """Whether ``x`` itself was an argument."""
-        return any(value is x for value in (*self.args, *self.kwargs.values()))
-
-    def __getitem__(self, place: str) -> Any:
-        if place not in self._values:
-            self._values |= self._owner.again(self.args, self.kwargs)
-        if place not in self._values:
-            raise ValueError(
-                f"{place.partition(':')[0]!r} was not called in the forward of {type(self._owner.module).__name__}: "
-                "name a submodule that is."
-            )
-        return self._values[place]
-
-
-class _Forwards:
-    """Listens to a module while ``training_step`` runs."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self._handles: list[RemovableHandle] = []
-        self._places: list[str] = []
-        self._listens = False  # under DDP the module is also called from outside, with `training_step` as its forward
-        self._calls: list[tuple[Any, Any, dict[str, list[Any]]]] = []
-        self._open: dict[str, list[Any]] = {}  # found since the last call of the module itself
-        self._chosen: tuple[Any, Forward] | None = None
-
-    def watch(self, place: str) -> None:
-        """Keep what is computed at a place."""
-        if not self._handles:
-            self._handles.append(self.module.register_forward_hook(self._close, with_kwargs=True))
-        if place not in (OUTPUT, *self._places):
-            self._places.append(place)
-            self._handles.append(_hook(self.module, place, self._keep))
-
-    def _keep(self, place: str, value: Any) -> None:
-        if self._listens and torch.is_grad_enabled():
-            self._open.setdefault(place, []).append(value)
-
-    def _close(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._listens and torch.is_grad_enabled():
-            # Compiled code is kept although hooks come to inner modules, but not although these names change.
-            found = {place: self._open[place] for place in self._places if place in self._open}
-            self._calls.append((args, kwargs, {**found, OUTPUT: [output]}))
-            self._open = {}
-
-    def during(self, step: Callable[[], Any]) -> Any:
-        """Listen to a step."""
-        self.forget()
-        self._listens = True
-        try:
-            return step()
-        finally:
-            self._listens = False
-
-    def of(self, x: Any) -> Forward:
-        """The forward of the inputs ``x``."""
-        if self._chosen is None or self._chosen[0] is not x:
-            self._chosen = (x, self._choose(x))
-        return self._chosen[1]
-
-    def _choose(self, x: Any) -> Forward:
-        calls = [Forward(self, *call) for call in self._calls]
-        if len(calls) > 1:
-            calls = [call for call in calls if call.got(x)]
-        if calls:
-            return calls[-1]
-        alone = not self._calls and all(len(found) == 1 for found in self._open.values())
-        return Forward(self, (x,), {}, self._open if alone else {})
-
-    def again(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """One more forward."""
-        return values_at(self.module, self._places, lambda: self.module(*args, **kwargs))
-
-    def forget(self) -> None:
-        """Let go of what was kept."""
-        self._calls, self._open, self._chosen = [], {}, None
-
-    def release(self) -> None:
-        """Take the hooks away."""
-        self.forget()
-        while self._handles:
-            self._handles.pop().remove()
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------

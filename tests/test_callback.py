@@ -25,6 +25,7 @@ from lightning_cl.callback import (
     statistics_batches,
     unpack_batch,
 )
+from lightning_cl.forwards import Forwards
 from lightning_cl.utilities import get_rng_state
 from tests.helpers.contracts import (
     LIGHTNINGS_OWN_WARNINGS,
@@ -170,11 +171,133 @@ def test_a_step_without_a_loss_stays_without() -> None:
     torch.testing.assert_close(runs[0].weights, runs[1].weights, **EXACT)
 
 
+def test_nothing_may_be_added() -> None:
+    class Nothing(Small):
+        def extra_loss(self, *args: Any) -> None:  # type: ignore[override]
+            return None
+
+    assert same(learn([Nothing()]).weights, learn().weights)
+
+
 def test_extra_loss_needs_automatic_optimization() -> None:
     module = seeded()
     module.automatic_optimization = False
     with pytest.raises(ValueError, match=r"Small adds to the loss .* `automatic_optimization=False`"):
         trainer([Small()]).fit(module, PlainData())
+
+
+# -- what a module computes on the way ---------------------------------------------------------------------------------
+
+
+class Reads(ContinualCallback):
+    """Notes the scores of each batch and what layers computed, and asks for small scores."""
+
+    def __init__(self, places: tuple[str, ...] = ("net.1",)) -> None:
+        super().__init__()
+        self.places = places
+        self.scores_seen: list[Tensor] = []
+        self.values_seen: list[list[Tensor]] = []
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for place in ("", *self.places):
+            self.watch(trainer, pl_module, place)
+
+    def extra_loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any, outputs: Any) -> Tensor:
+        self.scores_seen.append(self.scores(pl_module, batch[0], outputs))
+        self.values_seen.append([self.forward_of(pl_module, batch[0])[place] for place in self.places])
+        return 0.3 * self.scores_seen[-1].square().mean()
+
+
+class Asked(Net):
+    """Notes the scores that its loss is made of, and how often its first layer runs."""
+
+    gives_logits = False
+
+    def __init__(self) -> None:
+        super().__init__(drop=0.5)
+        self.mine: list[Tensor] = []
+        self.forwards = 0
+        self.net[1].register_forward_hook(lambda *args: setattr(self, "forwards", self.forwards + 1))
+
+    def scores(self, x: Tensor) -> Tensor:
+        return self(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.mine.append(self.scores(batch[0]))
+        loss = F.cross_entropy(self.mine[-1], batch[1])
+        return {"loss": loss, "logits": self.mine[-1]} if self.gives_logits else loss
+
+
+class OnOther(Asked):
+    """The only call is of something that is made of the inputs."""
+
+    def scores(self, x: Tensor) -> Tensor:
+        return self(x * 2)
+
+
+class Several(Asked):
+    """Calls itself on other things, and without gradients, around the call of the inputs."""
+
+    def scores(self, x: Tensor) -> Tensor:
+        self(x * 2)
+        scores: Tensor = self(x)
+        with torch.no_grad():
+            self(x)
+        self(x + 1)
+        return scores
+
+
+class Parts(Asked):
+    """Calls a part of itself only."""
+
+    def scores(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class GivesLogits(Parts):
+    """Says what its scores are."""
+
+    gives_logits = True
+
+
+@pytest.mark.parametrize(
+    ("net", "forwards", "same_scores"),
+    [(Asked, 1, True), (OnOther, 1, True), (Several, 4, True), (GivesLogits, 1, True), (Parts, 2, False)],
+)
+def test_scores_and_features_are_those_of_training_step(net: Any, forwards: int, same_scores: bool) -> None:
+    callback, module = Reads(), seeded(net)
+    trainer([callback], max_epochs=1).fit(module, PlainData())
+    assert module.forwards == 3 * forwards
+    assert all((a is b) == same_scores for a, b in zip(callback.scores_seen, module.mine, strict=True))
+    assert all(scores.grad_fn is not None for scores in callback.scores_seen)
+    for scores, (features,) in zip(callback.scores_seen, callback.values_seen, strict=True):
+        shown = scores.grad_fn.next_functions[1][0].next_functions[0][0].next_functions[0][0]  # before dropout and ReLU
+        assert shown is features.grad_fn
+    assert not module._forward_hooks
+    assert len(module.net[1]._forward_hooks) == 1  # its own
+
+
+@pytest.mark.parametrize("places", [("net.1",), ("net.1", "net.4:input"), ("net.2:input", "net")])
+def test_compiled_code_of_an_earlier_fit_is_not_run_with_other_hooks(
+    places: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    again: list[Any] = []
+    monkeypatch.setattr(Forwards, "again", lambda self, *args: again.append(args) or {})
+    module = seeded(torch.compile, model=Net(drop=0.0), backend="eager", fullgraph=True)
+    data, start = PlainData(), {name: p.clone() for name, p in module._orig_mod.state_dict().items()}
+    for before in ((), ("net.4",), places):
+        module._orig_mod.load_state_dict(start)
+        trainer([reads := Reads(before)], max_epochs=1).fit(module, data)
+    assert [len(values) for values in reads.values_seen] == [len(places)] * 3
+    assert not again
+
+
+def test_a_layer_that_the_forward_does_not_reach_is_named() -> None:
+    module = seeded()
+    module.unused = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"^'unused' was not called in the forward of Net: name a submodule that is"):
+        trainer([Reads(("unused",))]).fit(module, PlainData())
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------

@@ -216,6 +216,15 @@ def test_rounding_at_a_kink_does_not_drop_the_rules(monkeypatch: pytest.MonkeyPa
     assert sums["0.weight"].isfinite().all()
 
 
+def test_a_diverged_model_is_not_scored_sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(importance._Scores, "_by_sample")
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    nn.init.constant_(model[0].weight, torch.nan)
+    sums, count = squared_scores(model, [(torch.randn(6, 4), torch.randint(3, (6,)))])
+    assert count == 6
+    assert all(value.isnan().any() for value in sums.values())
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 12])
 def test_linear_softmax_has_closed_forms(batch_size: int) -> None:
     """The score of ``W x`` is ``(p_c - [y = c]) * x_d``; the Fisher diagonal is that of the loss's Hessian."""

@@ -213,7 +213,6 @@ def _statistics(module: torch.nn.Module) -> dict[str, Tensor]:
     }
 
 
-
 def _widened(value: Tensor | None, like: Tensor) -> Tensor:
     """``value`` with zeros in the rows that it lacks: a head may have grown."""
     wide = torch.zeros_like(like)

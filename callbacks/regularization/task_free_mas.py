@@ -149,7 +149,7 @@ class TaskFreeMAS(AnchorCallback):
         rows = [*range(_rows(own)), *shared]
         self._keep_hardest(trainer, own, _cross_entropies(trainer, pl_module, x[rows], y[rows]))
         if rests or is_logged(trainer):
-            pl_module.log(self._name.replace("penalty/", "consolidations/"), float(self.consolidations))
+            pl_module.log(f"consolidations/{self._name}", float(self.consolidations))
 
     def _step_again(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         """Take the steps after the first, as Lightning takes that."""

@@ -16,7 +16,7 @@ from lightning_cl.stream import StreamDataModule
 
 
 class Classifier(LightningModule):
-    """Cross-entropy over a backbone with one head for all classes.
+    """Cross-entropy, or binary cross-entropies, over a backbone with one head for all classes.
 
     Without a callback this is fine-tuning, the lower reference line of every comparison; with a stream of
     ``cumulative: true`` it is joint training, the upper one.
@@ -28,6 +28,9 @@ class Classifier(LightningModule):
         input_shape: ``(C, H, W)`` of a sample; told to timm models as ``in_chans`` and, to those that ask for it,
             ``img_size``.
         backbone_args: Further arguments of the timm model, e.g. ``{pretrained: true}``.
+        loss: ``"cross_entropy"``: of a softmax over the classes that compete. ``"binary"``: the binary cross-entropy of
+            each of them, whose target is 1 for the label and 0 for the others, summed over them and averaged over the
+            batch, as in iCaRL and LwF.MC. This loss grows with the number of classes, so the learning rate must fit.
         loss_classes: Classes that compete in the loss: ``"all"``, those ``"seen"`` so far, or those of the
             ``"current"`` experience. A label in the batch always competes (replayed samples bring earlier classes).
         head: ``"fixed"``: the last layer of the backbone has a row for each class of the stream. ``"growing"``: it is a
@@ -48,6 +51,7 @@ class Classifier(LightningModule):
         backbone: str | nn.Module = "mlp",
         input_shape: tuple[int, ...] | None = None,
         backbone_args: dict[str, Any] | None = None,
+        loss: Literal["cross_entropy", "binary"] = "cross_entropy",
         loss_classes: Literal["all", "seen", "current"] = "all",
         head: Literal["fixed", "growing"] = "fixed",
         optimizer: OptimizerCallable = lambda parameters: torch.optim.SGD(parameters, lr=0.05),
@@ -56,6 +60,8 @@ class Classifier(LightningModule):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"`num_classes` must be 1 or more, got {num_classes}.")
+        if loss not in ("cross_entropy", "binary"):
+            raise ValueError(f"`loss` must be 'cross_entropy' or 'binary', got {loss!r}.")
         if loss_classes not in ("all", "seen", "current"):
             raise ValueError(f"`loss_classes` must be 'all', 'seen' or 'current', got {loss_classes!r}.")
         if head not in ("fixed", "growing"):
@@ -72,6 +78,7 @@ class Classifier(LightningModule):
                 _make_growing(backbone, num_classes)
         self.backbone = backbone
         self.num_classes = num_classes
+        self.loss_of_scores = loss
         self.loss_classes = loss_classes
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
@@ -83,7 +90,7 @@ class Classifier(LightningModule):
         return scores
 
     def loss(self, scores: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy among the classes that ``loss_classes`` admits, in at least float32."""
+        """The loss among the classes that ``loss_classes`` admits, mean over the batch, in at least float32."""
         if scores.dtype.itemsize < 4:
             scores = scores.float()
         if self.loss_classes != "all":
@@ -91,7 +98,7 @@ class Classifier(LightningModule):
             competing[list(self._stream("loss_classes", self.loss_classes, "all").competing(self.loss_classes))] = True
             competing[y] = True
             scores = scores.masked_fill(~competing, -torch.inf)
-        return F.cross_entropy(scores, y)
+        return F.cross_entropy(scores, y) if self.loss_of_scores == "cross_entropy" else _binary_loss(scores, y)
 
     def _stream(self, argument: str, value: str, other: str) -> StreamDataModule:
         """The stream that is trained on, which ``value`` of ``argument`` needs and ``other`` does not."""
@@ -166,6 +173,15 @@ class Classifier(LightningModule):
         if isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+def _binary_loss(scores: Tensor, y: Tensor) -> Tensor:
+    """Binary cross-entropy with one-hot targets: sum over the finite columns of ``(B, C)``, mean over the batch."""
+    out = scores == -torch.inf
+    losses = F.binary_cross_entropy_with_logits(
+        scores.masked_fill(out, 0.0), F.one_hot(y, scores.shape[1]).to(scores.dtype), reduction="none"
+    )
+    return losses.masked_fill(out, 0.0).sum(1).mean()
 
 
 def _timm_model(name: str, num_classes: int, input_shape: tuple[int, ...] | None, extra: dict[str, Any]) -> nn.Module:

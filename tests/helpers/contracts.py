@@ -51,9 +51,11 @@ EVERY_BATCH = {"every_n_samples": 8}
 CALLBACKS = {
     "AnytimeAccuracy": Case(EVERY_BATCH, EVERY_BATCH, {"every_n_samples": 24}, watches=True, needs_stream=True),
     "EWC": Case({"strength": 2.0}, other={"strength": 3.0, "mode": "separate"}),
+    "FeatureDistillation": Case({"strength": 0.5, "features": ["net"]}, other={"strength": 3.0, "features": ["net"]}),
     "FisherMerge": Case({"samples": 20}),
     "FlopsMeter": Case(inert={}, other={"count_eval": True}, watches=True),
     "L2Anchor": Case({"strength": 2.0, "pretrained": True}, other={"strength": 3.0, "parameters": ["bias"]}),
+    "LwF": Case({"strength": 2.0}, other={"strength": 3.0, "loss": "binary"}),
     "MAS": Case({"strength": 1.0}, other={"strength": 0.5, "norm": "plain"}),
     "Replay": Case({"capacity": 10}, {"capacity": 10, "batch_size": 0}, {"capacity": 6, "seed": 1}),
     "SynapticIntelligence": Case({"strength": 2.0}),

@@ -77,6 +77,43 @@ def test_loss_is_among_the_competing_classes(
     assert kept is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("loss_classes", "labels", "competing"),
+    [("all", [4, 5, 4], range(10)), ("seen", [4, 5, 0], range(6)), ("current", [4, 0, 9], [0, 4, 5, 9])],
+)
+def test_binary_loss_is_a_sum_over_the_competing_classes(
+    loss_classes: Any, labels: list[int], competing: Any, dtype: torch.dtype
+) -> None:
+    stream = SplitDigits(num_experiences=5)
+    stream.current = 2
+    model = Classifier(10, nn.Identity(), loss="binary", loss_classes=loss_classes)
+    kept = within(stream, model)
+    scores = (torch.randn(3, 10, generator=torch.Generator().manual_seed(0)) * 3).to(dtype).requires_grad_()
+    loss = model.loss(scores, torch.tensor(labels))
+    p, columns = scores.detach().double().sigmoid(), list(competing)
+    expected = -sum((p[i, c] if c == y else 1 - p[i, c]).log() for i, y in enumerate(labels) for c in columns) / 3
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    (gradient,) = torch.autograd.grad(loss, scores)
+    expected_gradient = torch.zeros(3, 10, dtype=torch.float64)
+    expected_gradient[:, columns] = (p - torch.eye(10)[labels])[:, columns] / 3
+    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=0, atol=2e-3 if dtype.itemsize < 4 else 1e-7)
+    assert kept is not None
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary"])
+def test_scores_of_minus_infinity_are_of_no_class(loss: Any) -> None:
+    """A growing head has them for classes to come."""
+    scores, y = torch.tensor([[1.0, -torch.inf, 2.0], [0.0, -torch.inf, 1.0]], requires_grad=True), torch.tensor([2, 0])
+    model = Classifier(3, nn.Identity(), loss=loss)
+    found = model.loss(scores, y)
+    assert found == Classifier(2, nn.Identity(), loss=loss).loss(scores[:, [0, 2]], y // 2)
+    (gradient,) = torch.autograd.grad(found, scores)
+    assert gradient.isfinite().all()
+    assert not gradient[:, 1].any()
+
+
 def test_loss_among_seen_classes_needs_a_stream() -> None:
     model = Classifier(10, nn.Identity(), loss_classes="seen")
     kept = within(None, model)
@@ -88,6 +125,7 @@ def test_loss_among_seen_classes_needs_a_stream() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"loss": "hinge"}, "`loss` must be 'cross_entropy' or 'binary', got 'hinge'."),
         ({"loss_classes": "old"}, "`loss_classes` must be 'all', 'seen' or 'current', got 'old'."),
         (
             {"backbone": nn.Identity(), "backbone_args": {"hidden": [3]}},
