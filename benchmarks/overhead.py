@@ -206,10 +206,9 @@ PASSES = {"empirical Fisher": "squared_scores", "MAS": "output_sensitivity"}
 def pass_rounds(count: int, root: str) -> list[dict[str, float]]:
     sides: dict[str, Callable[[], float]] = {}
     for name, function in PASSES.items():
-        if hasattr(importance, function):
-            measured = Pass(root, function)
-            sides[f"{name}, library"] = partial(measured.seconds, measured.library, SAMPLES)
-            sides[f"{name}, loop"] = partial(measured.seconds, measured.loop, ONE_BY_ONE)
+        measured = Pass(root, function)
+        sides[f"{name}, library"] = partial(measured.seconds, measured.library, SAMPLES)
+        sides[f"{name}, loop"] = partial(measured.seconds, measured.loop, ONE_BY_ONE)
     return rounds_of("passes", sides, count)
 
 
@@ -275,16 +274,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
     args = parser.parse_args()
     quiet()
-    methods = [method for method in args.methods if method in dir(callbacks)]
-    if skipped := [method for method in args.methods if method not in methods]:
-        print(f"not there yet: {', '.join(skipped)}", flush=True)
     figures, raw = [], {}
     for part in args.parts:
         if part == "passes":
             raw[part] = pass_rounds(args.rounds, args.root)
             figures += pass_figures(raw[part])
         else:
-            raw[part] = step_rounds(part, methods, args.rounds, args.root)
+            raw[part] = step_rounds(part, args.methods, args.rounds, args.root)
             figures += step_figures(part, raw[part])
     text = markdown(figures, raw, f"python benchmarks/overhead.py --rounds {args.rounds}")
     print("\n" + text)

@@ -7,10 +7,17 @@ from lightning_cl._lazy import lazy
 if TYPE_CHECKING:
     from lightning_cl.callbacks.monitors.anytime_accuracy import AnytimeAccuracy as AnytimeAccuracy
     from lightning_cl.callbacks.monitors.flops import FlopsMeter as FlopsMeter
+    from lightning_cl.callbacks.projection.cuber import CUBER as CUBER
+    from lightning_cl.callbacks.projection.gpm import GPM as GPM
+    from lightning_cl.callbacks.projection.trgp import TRGP as TRGP
     from lightning_cl.callbacks.regularization.ewc import EWC as EWC
+    from lightning_cl.callbacks.regularization.feature_distillation import FeatureDistillation as FeatureDistillation
     from lightning_cl.callbacks.regularization.fisher_merge import FisherMerge as FisherMerge
     from lightning_cl.callbacks.regularization.l2_anchor import L2Anchor as L2Anchor
+    from lightning_cl.callbacks.regularization.lwf import LwF as LwF
+    from lightning_cl.callbacks.regularization.mas import MAS as MAS
     from lightning_cl.callbacks.regularization.synaptic_intelligence import SynapticIntelligence as SynapticIntelligence
+    from lightning_cl.callbacks.regularization.task_free_mas import TaskFreeMAS as TaskFreeMAS
     from lightning_cl.callbacks.regularization.train_only import TrainOnly as TrainOnly
     from lightning_cl.callbacks.replay.replay import Replay as Replay
 
@@ -18,12 +25,19 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "AnytimeAccuracy": "monitors.anytime_accuracy",
+        "CUBER": "projection.cuber",
         "EWC": "regularization.ewc",
+        "FeatureDistillation": "regularization.feature_distillation",
         "FisherMerge": "regularization.fisher_merge",
         "FlopsMeter": "monitors.flops",
+        "GPM": "projection.gpm",
         "L2Anchor": "regularization.l2_anchor",
+        "LwF": "regularization.lwf",
+        "MAS": "regularization.mas",
         "Replay": "replay.replay",
         "SynapticIntelligence": "regularization.synaptic_intelligence",
+        "TRGP": "projection.trgp",
+        "TaskFreeMAS": "regularization.task_free_mas",
         "TrainOnly": "regularization.train_only",
     },
 )

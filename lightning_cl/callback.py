@@ -425,10 +425,8 @@ def competing_logits(trainer: Trainer, which: Competing | None) -> Callable[[Ten
     which = which or ("current" if stream.task_labels else "all")
     if which == "all":
         return None
-    out = torch.ones(stream.num_classes, dtype=torch.bool)
-    out[list(stream.competing(which))] = False
-    out = out.to(trainer.strategy.root_device)
-    return lambda logits: logits.masked_fill(out, -torch.inf)
+    classes = torch.tensor(stream.competing(which), device=trainer.strategy.root_device)
+    return lambda logits: logits.new_full(logits.shape, -torch.inf).index_copy(1, classes, logits[:, classes])
 
 
 def mean_over_ranks(trainer: Trainer, sums: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

@@ -225,7 +225,7 @@ def _summed(
         raise ValueError(f"`parameters` must name trainable parameters of the model, got {', '.join(unknown)}.")
     names = [name for name in trainable if parameters is None or name in parameters]
     samples = passes = 0
-    with _undisturbed(model):
+    with undisturbed(model):
         scores = _Scores(model, names, objective, logits, chunk_size)
         sums = {name: torch.zeros_like(scores.values[name], requires_grad=False) for name in names}
         for x, y in ((x, y) for x, y, *_ in batches) if by_batch else _in_parts(batches):
@@ -493,7 +493,7 @@ def _directions(outputs: Tensor, norm: OutputNorm) -> list[Tensor]:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, gradients on, autocast and compiled code off in a block; modes and random state come back."""
     devices = {p.device for p in model.parameters()}
     with ExitStack() as stack:

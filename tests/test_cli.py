@@ -189,7 +189,7 @@ def test_help_comes_without_importing_torch() -> None:
     code += "; assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "methods/replay" in done.stdout
-    assert "AnytimeAccuracy, EWC, FlopsMeter, Replay" in done.stdout
+    assert {"AnytimeAccuracy", "EWC", "GPM", "Replay", "Classifier"} <= set(re.split(r"[\s,]+", done.stdout))
 
 
 @pytest.mark.slow

@@ -48,17 +48,27 @@ class Case(NamedTuple):
 
 
 EVERY_BATCH = {"every_n_samples": 8}
+SCALED: dict[str, Any] = {
+    "acts": {"threshold": 0.9, "eps1": 0.1, "free": []},
+    "inert": {"threshold": 0.0, "free": []},
+    "other": {"threshold": 0.97, "eps1": 0.1, "free": []},
+    "needs_stream": True,
+    "stream": {"task_labels": True},
+}
 CALLBACKS = {
     "AnytimeAccuracy": Case(EVERY_BATCH, EVERY_BATCH, {"every_n_samples": 24}, watches=True, needs_stream=True),
+    "CUBER": Case(**SCALED),
     "EWC": Case({"strength": 2.0}, other={"strength": 3.0, "mode": "separate"}),
     "FeatureDistillation": Case({"strength": 0.5, "features": ["net"]}, other={"strength": 3.0, "features": ["net"]}),
     "FisherMerge": Case({"samples": 20}),
     "FlopsMeter": Case(inert={}, other={"count_eval": True}, watches=True),
+    "GPM": Case({"threshold": 0.9}, {"threshold": 0.0}, {"threshold": 0.97}),
     "L2Anchor": Case({"strength": 2.0, "pretrained": True}, other={"strength": 3.0, "parameters": ["bias"]}),
     "LwF": Case({"strength": 2.0}, other={"strength": 3.0, "loss": "binary"}),
     "MAS": Case({"strength": 1.0}, other={"strength": 0.5, "norm": "plain"}),
     "Replay": Case({"capacity": 10}, {"capacity": 10, "batch_size": 0}, {"capacity": 6, "seed": 1}),
     "SynapticIntelligence": Case({"strength": 2.0}),
+    "TRGP": Case(**SCALED),
     "TaskFreeMAS": Case(
         {"hard_samples": 6, "updates_per_batch": 1, "window": 2, "max_mean": 3.0},
         other={"strength": 2.0, "hard_samples": 4, "updates_per_batch": 1},

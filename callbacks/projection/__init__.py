@@ -1,0 +1,1 @@
+"""Projection: change weights only in directions that earlier experiences do not use."""
