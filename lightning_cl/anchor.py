@@ -46,17 +46,21 @@ def add_anchor_gradient(
         >>> w.grad
         tensor([0., 5.])
     """
-    held = [i for i, p in enumerate(parameters) if p.grad is not None]
+    held = [
+        (_rows(p.grad, a), _rows(p.detach(), a), a, i)
+        for i, (p, a) in enumerate(zip(parameters, anchors, strict=True))
+        if p.grad is not None
+    ]
     if not held or strength == 0:
         return
-    anchors = [anchors[i] for i in held]
-    grads = [_rows(parameters[i].grad, a) for i, a in zip(held, anchors, strict=True)]
-    drift = torch._foreach_sub([_rows(parameters[i].detach(), a) for i, a in zip(held, anchors, strict=True)], anchors)
-    if importances is not None and all(g.dtype == d.dtype for g, d in zip(grads, drift, strict=True)):
-        torch._foreach_addcmul_(grads, [importances[i] for i in held], drift, value=strength)
-        return
-    if importances is not None:  # bfloat16 weights: only the sum is rounded to them
-        torch._foreach_mul_(drift, [importances[i] for i in held])
+    grads, weights, anchors, which = (list(values) for values in zip(*held, strict=True))
+    drift = torch._foreach_sub(weights, anchors)
+    if importances is not None:
+        importances = [importances[i] for i in which]
+        if all(g.dtype == d.dtype for g, d in zip(grads, drift, strict=True)):
+            torch._foreach_addcmul_(grads, importances, drift, value=strength)
+            return
+        torch._foreach_mul_(drift, importances)  # bfloat16 weights: only the sum is rounded to them
     torch._foreach_add_(grads, drift, alpha=strength)
 
 

@@ -88,14 +88,13 @@ class SynapticIntelligence(AnchorCallback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        moving = [
-            (n, p) for n, p in self.stepped(trainer, pl_module, optimizer) if n in self.path and p.grad is not None
-        ]
-        self._weights = [p.detach() for _, p in moving]
-        self._paths = [self.path[name] for name, _ in moving]
-        self._grads, self._before = ([buffer[name] for name, _ in moving] for buffer in self._buffers)
+        known = [(name, p) for name, p in self.stepped(trainer, pl_module, optimizer) if name in self.path]
+        moving = {name: (p.grad, p.detach()) for name, p in known if p.grad is not None}
+        self._paths = [self.path[name] for name in moving]
+        self._grads, self._before = ([buffer[name] for name in moving] for buffer in self._buffers)
         if moving:
-            torch._foreach_copy_(self._grads, [p.grad for _, p in moving])
+            grads, self._weights = (list(values) for values in zip(*moving.values(), strict=True))
+            torch._foreach_copy_(self._grads, grads)
             torch._foreach_copy_(self._before, self._weights)
         if self._experiences:
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
