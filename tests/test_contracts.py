@@ -6,7 +6,7 @@ import random
 import re
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_cl import CheckpointError, ContinualCallback, Memory, RunLogger, fit_stream
-from lightning_cl.callbacks import Replay
+from lightning_cl.callbacks import EWC, Replay
 from lightning_cl.loader import ordered_batches
 from lightning_cl.revisit import Uniform
 from lightning_cl.utilities import derive_seed, get_rng_state, permutation
@@ -421,15 +421,19 @@ def test_two_processes(tmp_path: Path) -> None:
     check_core(ranks)
 
 
-def check_ewc(found: dict[str, Any]) -> None:
-    """Importance and weights are those of one process with the joined batches."""
-    from lightning_cl.callbacks import EWC
+def check_as_alone(cls: Any, found: dict[str, Any]) -> Any:
+    """Weights are those of one process with the joined batches; the callback of that is returned."""
+    callback = make(cls)
+    alone = learn([callback], seeded(drop=0.0), TinyStream(**case_of(cls).stream), precision="64-true")
+    torch.testing.assert_close(found["weights"], alone.weights, rtol=1e-6, atol=1e-9)
+    return callback
 
-    ewc = EWC(strength=2.0)
-    alone = learn([ewc], seeded(drop=0.0), TinyStream(), precision="64-true")
-    close = {"rtol": 1e-6, "atol": 1e-9}
-    torch.testing.assert_close(found["weights"], alone.weights, **close)
-    torch.testing.assert_close(found["state"]["anchor"]["importance"], ewc.anchor.importance, **close)
+
+def check_ewc(found: dict[str, Any]) -> None:
+    """So is the importance."""
+    ewc = check_as_alone(EWC, found)
+    importance = found["state"]["anchor"]["importance"]
+    torch.testing.assert_close(importance, ewc.anchor.importance, rtol=1e-6, atol=1e-9)
 
 
 def check_replay(found: dict[str, Any]) -> None:
@@ -461,12 +465,14 @@ def check_anytime_accuracy(found: dict[str, Any]) -> None:
     assert same(found["state"], alone.state_dict())
 
 
-ONE_PROCESS = {
+ONE_PROCESS: dict[str, Any] = {
+    **{cls.__name__: partial(check_as_alone, cls) for cls in CONTINUAL},
     "AnytimeAccuracy": check_anytime_accuracy,
     "EWC": check_ewc,
     "FlopsMeter": check_flops,
     "Replay": check_replay,
 }
+"""Each rank of a replay draws its own samples; the others promise to be as one process."""
 
 
 def check_core(ranks: list[dict[str, Any]]) -> None:
