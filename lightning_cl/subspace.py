@@ -451,7 +451,11 @@ def exact_products(device: torch.device) -> Iterator[None]:
 # -- weights that are scaled in a space --------------------------------------------------------------------------------
 
 
-def scaled_weight(weight: Tensor, scalings: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+Scaling: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+"""Of a weight in a space: its basis ``B``, the offset ``D``, and if it is known ``W B``."""
+
+
+def scaled_weight(weight: Tensor, scalings: Sequence[Scaling]) -> Tensor:
     r"""Return :math:`W + \sum_j W B_j D_j B_j^\top`: a weight that acts differently on inputs in some spaces.
 
     With :math:`D_j = Q_j - I` this is :math:`W + \sum_j (W B_j Q_j B_j^\top - W B_j B_j^\top)` of TRGP. At
@@ -459,10 +463,12 @@ def scaled_weight(weight: Tensor, scalings: Sequence[tuple[Tensor, Tensor]]) -> 
 
     Args:
         weight: :math:`W`, in its own shape ``(o, ...)``.
-        scalings: Pairs of orthonormal columns :math:`B_j` ``(groups, d, r)`` and :math:`D_j` ``(groups, r, r)``.
+        scalings: For each space orthonormal columns :math:`B_j` ``(groups, d, r)``, :math:`D_j` ``(groups, r, r)``, and
+            :math:`W B_j` ``(groups, o / groups, r)`` or ``None``. Given, it saves half of the operations, and no
+            gradient goes through it: right where steps leave it as it is, as gradients lose their part in the space.
 
     Example:
-        >>> scaled_weight(torch.ones(2, 3), [(torch.eye(3)[None, :, :1], torch.ones(1, 1, 1))])
+        >>> scaled_weight(torch.ones(2, 3), [(torch.eye(3)[None, :, :1], torch.ones(1, 1, 1), None)])
         tensor([[2., 1., 1.],
                 [2., 1., 1.]])
     """
@@ -470,8 +476,9 @@ def scaled_weight(weight: Tensor, scalings: Sequence[tuple[Tensor, Tensor]]) -> 
         return weight
     groups, d, _ = scalings[0][0].shape
     flat = weight.reshape(groups, -1, d).to(scalings[0][0].dtype)
-    for change in [(flat @ basis) @ offset @ basis.mT for basis, offset in scalings]:
-        flat = flat + change
+    insides = [flat @ basis if inside is None else inside for basis, _, inside in scalings]
+    for inside, (basis, offset, _) in zip(insides, scalings, strict=True):
+        flat = flat + inside @ offset @ basis.mT
     return flat.view(weight.shape).to(weight.dtype)
 
 

@@ -291,8 +291,12 @@ def test_scaled_weight_is_by_the_formula(groups: int) -> None:
     w = weight.view(groups, 4, 6)
     expected = w + sum(w @ b @ (m @ b.mT) - w @ b @ b.mT for b, m in zip(bases, q, strict=True))
     offsets = [m - torch.eye(m.shape[-1]) for m in q]
-    torch.testing.assert_close(scaled_weight(weight, list(zip(bases, offsets, strict=True))), expected.view_as(weight))
-    assert torch.equal(scaled_weight(weight, [(bases[0], torch.zeros_like(q[0]))]), weight)
+    torch.testing.assert_close(
+        scaled_weight(weight, [(b, d, None) for b, d in zip(bases, offsets, strict=True)]), expected.view_as(weight)
+    )
+    assert torch.equal(scaled_weight(weight, [(bases[0], torch.zeros_like(q[0]), None)]), weight)
+    known = [(b, d, w @ b) for b, d in zip(bases, offsets, strict=True)]
+    torch.testing.assert_close(scaled_weight(weight, known), expected.view_as(weight))
 
 
 def test_gradients_of_the_loss_are_summed_over_samples() -> None:

@@ -154,6 +154,10 @@ class CUBER(TRGP):
         return chosen
 
     @override
+    def _is_protected(self, name: str) -> bool:
+        return name not in self._improved
+
+    @override
     def _projector(self, name: str) -> Projector:
         improved = self._improved.get(name, [])
         protected = [j for j in range(len(self.tasks)) if j not in improved]
@@ -192,7 +196,7 @@ class CUBER(TRGP):
 
     @override
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._activate(self._current)
+        self._end_training()
         self.gradients.append(self._probe(trainer, pl_module) if any(self._thresholds().values()) else {})
         super().consolidate(trainer, pl_module)
         self._improved, self._origin = {}, {}

@@ -216,7 +216,7 @@ class GPM(ContinualCallback):
         if self._corrects is None:  # not resumed in the middle
             self._corrects = self.correction
             if self._corrects is None:
-                self._corrects = any(map(_leaves_subspace, trainer.optimizers))
+                self._corrects = any(map(leaves_subspace, trainer.optimizers))
             if self._corrects:
                 self._reference = {n: w.detach().clone() for n, w in self._weights.items() if n in self.bank.basis}
         self._reference = {name: value.to(pl_module.device) for name, value in self._reference.items()}
@@ -323,7 +323,8 @@ def _trainable(module: nn.Module, free: Sequence[str]) -> list[tuple[str, nn.Par
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad and not _within(name, free)]
 
 
-def _leaves_subspace(optimizer: Optimizer) -> bool:
+def leaves_subspace(optimizer: Optimizer) -> bool:
+    """Whether an optimizer's steps have a part in a space in which gradients have none."""
     is_plain = type(optimizer) is torch.optim.SGD and not any(group["weight_decay"] for group in optimizer.param_groups)
     return not is_plain or bool(optimizer.state)
 

@@ -18,10 +18,10 @@ from lightning_cl.callback import (
     statistics_batches,
     unpack_batch,
 )
-from lightning_cl.callbacks.projection.gpm import GPM
+from lightning_cl.callbacks.projection.gpm import GPM, leaves_subspace
 from lightning_cl.forwards import scores_in
 from lightning_cl.stream import StreamDataModule
-from lightning_cl.subspace import Rule, linear_layers, loss_gradients, scaled_weight
+from lightning_cl.subspace import Rule, Scaling, linear_layers, loss_gradients, scaled_weight
 from lightning_cl.utilities import isolated_rng
 
 Scales = dict[str, dict[int, Tensor]]
@@ -125,12 +125,13 @@ class TRGP(GPM):
         self.scales: list[Scales] = []  # and its scaling
         self._task: int | None = None  # the label of the current one
         self._current: Scales | None = None  # and its scaling; `None` before it is chosen
+        self._insides: Scales = {}  # the parts of weights in these spaces that training leaves as they are
 
     @override
     def _clear(self) -> None:
         super()._clear()
         self._patches: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
-        self._active: dict[str, list[tuple[Tensor, Tensor]]] = {}  # what layers work with now
+        self._active: dict[str, list[Scaling]] = {}  # what layers work with now
         self._source: Scales | None = None  # of which it was made
         self._joined: list[tuple[Optimizer, Tensor]] = []
 
@@ -139,7 +140,7 @@ class TRGP(GPM):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._task, self._current = None, None
+            self._task, self._current, self._insides = None, None, {}
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             self._layers = linear_layers(pl_module)
@@ -171,8 +172,26 @@ class TRGP(GPM):
             chosen = trainer.strategy.broadcast(chosen)
             start = {name: {j: self._nothing(name, j) for j in tasks} for name, tasks in chosen.items()}
             self._join(trainer, start, pl_module.device)
+            self._insides = self._fixed_parts(trainer)
+        self._insides = {n: {j: w.to(pl_module.device) for j, w in of.items()} for n, of in self._insides.items()}
         self._patch(pl_module)
         self._activate(self._current)
+
+    def _fixed_parts(self, trainer: Trainer) -> Scales:
+        """What weights are in the spaces in which they are scaled, if no step changes that."""
+        if not self._corrects and any(map(leaves_subspace, trainer.optimizers)):
+            return {}
+        layers = {name: of for name, of in (self._current or {}).items() if self._is_protected(name)}
+        return {name: {j: self._inside(name, j) for j in of} for name, of in layers.items()}
+
+    def _is_protected(self, name: str) -> bool:
+        """Whether a layer is protected in all spaces in which it is scaled."""
+        return True
+
+    def _inside(self, name: str, task: int) -> Tensor:
+        basis = self.bank.space(name, [task])
+        weight = self._weights[name].detach()
+        return weight.reshape(len(basis), -1, basis.shape[1]).to(basis.dtype) @ basis
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         """The gradient of the mean loss at the weights as they stand."""
@@ -216,14 +235,19 @@ class TRGP(GPM):
             self._patches.append((layer, scaling))
 
     def _scaled(self, name: str, weight: Tensor) -> Tensor:
-        return scaled_weight(weight, self._active.get(name, ()))
+        active = self._active.get(name, [])
+        if weight is not self._weights.get(name):  # another callback of this kind has scaled it before
+            active = [(basis, offset, None) for basis, offset, _ in active]
+        return scaled_weight(weight, active)
 
     def _activate(self, scales: Scales | None) -> None:
         if scales is not self._source:
             self._source = scales
+            insides = self._insides if scales is self._current else {}
             self._active = {
                 name: [
-                    (self.bank.space(name, [j]), offset.to(self.bank.basis[name].device)) for j, offset in of.items()
+                    (basis := self.bank.space(name, [j]), offset.to(basis.device), insides.get(name, {}).get(j))
+                    for j, offset in of.items()
                 ]
                 for name, of in (scales or {}).items()
             }
@@ -273,9 +297,14 @@ class TRGP(GPM):
 
     # -- at the end of an experience --------------------------------------------------------------------------------
 
+    def _end_training(self) -> None:
+        """Work with the scaling that was learned, and with whole weights."""
+        self._insides, self._source = {}, None
+        self._activate(self._current)
+
     @override
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._activate(self._current)
+        self._end_training()
         super().consolidate(trainer, pl_module)
         assert self._task is not None
         self.tasks.append(self._task)
@@ -300,6 +329,7 @@ class TRGP(GPM):
             "scales": list(self.scales),
             "task": self._task,
             "current": None if self._current is None else _detached(self._current, copy=False),
+            "insides": _detached(self._insides, copy=False),
         }
 
     @override
@@ -307,6 +337,7 @@ class TRGP(GPM):
         super().load_state_dict(state_dict)
         self.tasks, self.scales = list(state_dict["tasks"]), list(state_dict["scales"])
         self._task, self._current = state_dict["task"], state_dict["current"]
+        self._insides = state_dict["insides"]
 
 
 class ScaledForward:

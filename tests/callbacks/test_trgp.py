@@ -56,6 +56,35 @@ def run(callback: Any, *others: Callback, stream: Any = None, **kwargs: Any) -> 
     return learn([callback, *others], seeded(convolutions), stream or Tasks(), **kwargs)
 
 
+class Whole(TRGP):
+    """Takes no part of a weight as fixed."""
+
+    def _fixed_parts(self, trainer: Any) -> Any:
+        return {}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_parts_that_no_step_changes_are_taken_as_fixed(optimizer: str) -> None:
+    def module() -> Any:
+        made = seeded(convolutions)
+        if optimizer == "adam":
+            made.configure_optimizers = lambda: torch.optim.AdamW(made.parameters(), lr=0.01)
+        return made
+
+    class Parts(Callback):
+        seen: list[int]
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.seen.append(sum(map(len, trainer.callbacks[1]._insides.values())))
+
+    parts = Parts()
+    parts.seen = []
+    runs = [learn([cls(**TRUSTING), parts], module(), Tasks(), **DOUBLE) for cls in (TRGP, Whole)]
+    assert max(parts.seen[1:4]) > 0
+    assert parts.seen[4:] == [0] * 4
+    torch.testing.assert_close(runs[0].weights, runs[1].weights, rtol=1e-9, atol=1e-12)
+
+
 # -- the mathematics ---------------------------------------------------------------------------------------------------
 
 
@@ -194,7 +223,7 @@ def test_each_task_is_predicted_with_its_own_scaling() -> None:
         (found,) = trainer([trgp]).predict(predicting, loader)
         weights = module.state_dict()
         for name, of in (trgp.scales[task] if task < 4 else {}).items():
-            pairs = [(trgp.bank.space(name, [j]), q) for j, q in of.items()]
+            pairs = [(trgp.bank.space(name, [j]), q, None) for j, q in of.items()]
             weights[f"{name}.weight"] = scaled_weight(weights[f"{name}.weight"], pairs)
         expected = torch.func.functional_call(module, weights, x)
         torch.testing.assert_close(found, expected)
