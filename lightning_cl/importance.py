@@ -469,7 +469,8 @@ def _targets(log_probs: Tensor, y: Tensor, estimator: Estimator, draw: torch.Gen
     if estimator == "exact":
         return [probs.sqrt() * one_hot for one_hot in torch.eye(classes).to(probs)]
     if estimator == "sampled":
-        y = torch.multinomial(probs if draw is None else probs.to(draw.device), 1, generator=draw)[:, 0]
+        chances = probs.nan_to_num(1.0)  # of a model that has diverged: the sums will say so
+        y = torch.multinomial(chances if draw is None else chances.to(draw.device), 1, generator=draw)[:, 0]
     elif estimator == "predicted":
         y = probs.argmax(1)
     elif y.is_floating_point() or y.shape != probs.shape[:1]:

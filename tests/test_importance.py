@@ -216,11 +216,12 @@ def test_rounding_at_a_kink_does_not_drop_the_rules(monkeypatch: pytest.MonkeyPa
     assert sums["0.weight"].isfinite().all()
 
 
-def test_a_diverged_model_is_not_scored_sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("estimator", ["empirical", "sampled", "exact"])
+def test_a_diverged_model_is_not_scored_sample_by_sample(estimator: Estimator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(importance._Scores, "_by_sample")
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     nn.init.constant_(model[0].weight, torch.nan)
-    sums, count = squared_scores(model, [(torch.randn(6, 4), torch.randint(3, (6,)))])
+    sums, count = squared_scores(model, [(torch.randn(6, 4), torch.randint(3, (6,)))], estimator)
     assert count == 6
     assert all(value.isnan().any() for value in sums.values())
 

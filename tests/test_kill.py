@@ -12,6 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+SCENARIOS = ["epochs", "steps", "last_batch", "monitored", "max_steps", "no_samples", "projection"]
 
 
 def disturb(*arguments: object) -> str:
@@ -28,13 +29,13 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["epochs", "steps", "last_batch", "monitored", "max_steps"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_sigkill_at_many_moments(tmp_path: Path, scenario: str) -> None:
     disturb(tmp_path, scenario, 8, 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["epochs", "steps", "last_batch", "monitored", "max_steps"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_resume_from_every_checkpoint(tmp_path: Path, scenario: str) -> None:
     assert disturb(tmp_path, scenario, "every").count("experience_") == 5
 

@@ -25,7 +25,17 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_cl import RunLogger, fit_stream
-from lightning_cl.callbacks import EWC, Replay
+from lightning_cl.callbacks import (
+    CUBER,
+    EWC,
+    MAS,
+    FeatureDistillation,
+    FisherMerge,
+    LwF,
+    Replay,
+    SynapticIntelligence,
+    TaskFreeMAS,
+)
 from lightning_cl.checkpoint import find_last
 from lightning_cl.datamodules import SplitDigits
 from lightning_cl.methods import Classifier
@@ -78,6 +88,26 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "checkpoint": {"every_n_train_steps": 5, "save_top_k": -1},
         "trainer": {"max_epochs": -1, "max_steps": 13},
     },
+    "no_samples": {
+        "callbacks": [
+            lambda: SynapticIntelligence(strength=0.05),
+            lambda: LwF(strength=0.5),
+            lambda: FeatureDistillation(strength=0.001),
+            lambda: MAS(strength=0.0003),
+            lambda: FisherMerge(strength=0.1, estimator="sampled", samples=50),
+        ],
+        "checkpoint": {"every_n_train_steps": 3, "save_top_k": -1},
+    },
+    "projection": {
+        "callbacks": [
+            lambda: TaskFreeMAS(strength=0.001, max_mean=1.0, window=2, updates_per_batch=2),
+            lambda: CUBER(threshold=0.8, eps1=0.2),
+        ],
+        "checkpoint": {"every_n_train_steps": 4, "save_top_k": -1},
+        "stream": {"task_labels": True},
+        "model": lambda *args, **kwargs: Classifier(*args, loss_classes="current", **kwargs),
+        "optimizer": torch.optim.Adam,
+    },
 }
 
 
@@ -87,7 +117,7 @@ def run(folder: Path, scenario: str) -> None:
     warnings.simplefilter("ignore")
     L.seed_everything(3, verbose=False)
     spec = SCENARIOS[scenario]
-    stream = SplitDigits(batch_size=64, val_fraction=spec.get("val", 0.0), augment=jitter)
+    stream = SplitDigits(batch_size=64, val_fraction=spec.get("val", 0.0), augment=jitter, **spec.get("stream", {}))
     callbacks = [make() for make in spec["callbacks"]]
     if "checkpoint" in spec:
         callbacks.append(ModelCheckpoint(**spec["checkpoint"]))
@@ -100,7 +130,7 @@ def run(folder: Path, scenario: str) -> None:
         log_every_n_steps=2,
         **{"max_epochs": 3, **spec.get("trainer", {})},
     )
-    model = spec.get("model", Classifier)(10, "mlp", (1, 8, 8), DROPOUT, optimizer=sgd)
+    model = spec.get("model", Classifier)(10, "mlp", (1, 8, 8), DROPOUT, optimizer=spec.get("optimizer", sgd))
     evaluate = "all" if scenario == "epochs" else "seen"
     fit_stream(trainer, model, stream, ckpt_path="last", evaluate=evaluate, keep_checkpoints="all")  # type: ignore[arg-type]
 
