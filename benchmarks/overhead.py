@@ -243,11 +243,12 @@ def pass_figures(rounds: list[dict[str, float]]) -> list[Figure]:
     ]
 
 
-def markdown(figures: list[Figure], raw: dict[str, list[dict[str, float]]], command: str) -> str:
+def markdown(figures: list[Figure], raw: dict[str, list[dict[str, float]]]) -> str:
     lines = [
         "# Overhead",
         "",
-        f"Written by `{command}`. " + "; ".join(f"{k}: {v}" for k, v in machine().items()),
+        f"Written by `python benchmarks/overhead.py`; rounds: {', '.join(f'{p} {len(r)}' for p, r in raw.items())}. "
+        + "; ".join(f"{k}: {v}" for k, v in machine().items()),
         "",
         "| part | figure | bar | reached (median) | least to most | |",
         "|---|---|---|---|---|---|",
@@ -274,20 +275,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
     args = parser.parse_args()
     quiet()
-    figures, raw = [], {}
+    path = args.out / "overhead.json"
+    raw = json.loads(path.read_text())["rounds"] if path.exists() else {}  # parts that are not measured now stay
     for part in args.parts:
-        if part == "passes":
-            raw[part] = pass_rounds(args.rounds, args.root)
-            figures += pass_figures(raw[part])
-        else:
-            raw[part] = step_rounds(part, args.methods, args.rounds, args.root)
-            figures += step_figures(part, raw[part])
-    text = markdown(figures, raw, f"python benchmarks/overhead.py --rounds {args.rounds}")
+        measure = partial(step_rounds, part, args.methods) if part in PARTS else pass_rounds
+        raw[part] = measure(args.rounds, args.root)
+    figures = [f for part in raw for f in (step_figures(part, raw[part]) if part in PARTS else pass_figures(raw[part]))]
+    text = markdown(figures, raw)
     print("\n" + text)
     record = {"machine": machine(), "figures": [{**vars(f), "verdict": f.verdict} for f in figures], "rounds": raw}
     args.out.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out / "overhead.md", text)
-    write_atomic(args.out / "overhead.json", json.dumps(record, indent=1) + "\n")
+    write_atomic(path, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
