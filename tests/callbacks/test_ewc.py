@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from lightning_cl import RunLogger, fit_stream
+from lightning_cl.anchor import QuadraticAnchor
 from lightning_cl.callbacks import EWC
 from lightning_cl.callbacks.regularization import ewc as ewc_module
 from lightning_cl.checkpoint import CheckpointError
@@ -237,12 +238,17 @@ def test_only_some_parameters_and_samples() -> None:
     assert ewc.anchor.anchor.keys() == expected.keys()
 
 
-def test_the_penalty_is_logged_at_the_steps_that_are_logged(tmp_path: Path) -> None:
+def test_the_penalty_is_computed_and_logged_at_the_steps_that_are_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed, penalty = [], QuadraticAnchor.penalty
+    monkeypatch.setattr(QuadraticAnchor, "penalty", lambda *args: (computed.append(args), penalty(*args))[1])
     first, second = EWC(2.0), EWC(3.0)
     learn([first, second], max_epochs=1, logger=RunLogger(tmp_path), enable_checkpointing=True, log_every_n_steps=2)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     logged = {int(row["step"]): row for row in rows if row.get("penalty/EWC")}
     assert sorted(logged) == [3, 5], "3 steps per experience, and no penalty in the first"
+    assert len(computed) == 2 * 2
     values = {name: float(logged[5][name]) for name in ("penalty/EWC", "penalty/EWC_2")}
     assert values["penalty/EWC_2"] == pytest.approx(1.5 * values["penalty/EWC"], rel=1e-5)
     assert values["penalty/EWC"] > float(logged[3]["penalty/EWC"]) >= 0

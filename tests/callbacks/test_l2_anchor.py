@@ -77,6 +77,15 @@ def test_the_classifier_of_a_pretrained_model_is_new() -> None:
             torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
 
 
+def test_from_the_second_experience_on_the_classifier_is_anchored_too() -> None:
+    before, after = Grads(), Grads()
+    learn([before, L2Anchor(0.5, pretrained=True), after], seeded(resnet), max_epochs=1)
+    for experience, gradient, weights in added(before, after):
+        if experience == 1:
+            for name, value in gradient.items():
+                torch.testing.assert_close(value, weights[name] - before.ends[0][name], rtol=0, atol=1e-6)
+
+
 def test_attention_of_a_transformer() -> None:
     anchor = L2Anchor(0.5, [r"attn\.qkv\."])
     learn([anchor], seeded(transformer), max_epochs=1)
