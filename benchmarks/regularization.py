@@ -369,6 +369,26 @@ def markdown(records: Records, every: int) -> str:
     return text
 
 
+def draw(path: Path, records: Records, every: int) -> None:
+    """Draw the average accuracy on the experiences so far after each of them, mean over the seeds."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(STREAMS), figsize=(11, 4.2), layout="constrained")
+    for axis, (stream, title) in zip(axes, STREAMS.items(), strict=True):
+        for method in METHODS:
+            results = Case(stream, method, every, records).reported()
+            curves = [[statistics.mean(row) for row in result["accuracies"]] for result in results]
+            if curves and all(curves):
+                reference = METHODS[method] is None
+                style = {"color": "black", "linestyle": ":" if method == "joint" else "--"} if reference else {}
+                axis.plot(range(1, 6), [statistics.mean(c) for c in zip(*curves, strict=True)], label=method, **style)
+        axis.set(title=title.split(", ")[0], xlabel="experiences learned", xticks=range(1, 6))
+    axes[0].set_ylabel("average accuracy on these")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
 def main() -> None:
     """Do the runs that are missing, print the tables, and write them to benchmarks/results/."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -392,6 +412,7 @@ def main() -> None:
     text = markdown(records, args.every)
     print("\n" + text)
     write_atomic(args.out / "regularization.md", text)
+    draw(args.out / "regularization.png", records, args.every)
 
 
 if __name__ == "__main__":
