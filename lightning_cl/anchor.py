@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_cl.callback import ContinualCallback, is_logged
-from lightning_cl.utilities import select_parameters
+from lightning_cl.utilities import at_least_float32, select_parameters
 
 MergeMode: TypeAlias = Literal["separate", "online", "mixed", "last"]
 
@@ -47,7 +47,7 @@ def add_anchor_gradient(
         tensor([0., 5.])
     """
     held = [
-        (_rows(p.grad, a), _rows(p.detach(), a), a, i)
+        (old_rows(p.grad, a), old_rows(p.detach(), a), a, i)
         for i, (p, a) in enumerate(zip(parameters, anchors, strict=True))
         if p.grad is not None
     ]
@@ -85,7 +85,7 @@ def anchor_penalty(
         >>> anchor_penalty([torch.tensor([3.0, 3.0])], [torch.ones(2)], [torch.tensor([0.0, 5.0])], strength=0.5)
         tensor(5.)
     """
-    squares = [(_rows(p, a) - a).square() for p, a in zip(parameters, anchors, strict=True)]
+    squares = [(old_rows(p, a) - a).square() for p, a in zip(parameters, anchors, strict=True)]
     terms = (
         [s.sum() for s in squares]
         if importances is None
@@ -171,7 +171,7 @@ class QuadraticAnchor:
             anchor = _wide(weights[name])
             total = new.detach().to(anchor.device, anchor.dtype, copy=True)
             if name in self.anchor and self.mode != "last":  # rows that are new since then stay as they are
-                self._add_past(_rows(total, self.anchor[name]), _rows(anchor, self.anchor[name]), name)
+                self._add_past(old_rows(total, self.anchor[name]), old_rows(anchor, self.anchor[name]), name)
             self.importance[name], self.anchor[name] = total, anchor
 
     @torch.no_grad()
@@ -184,8 +184,8 @@ class QuadraticAnchor:
         for name, w in named_parameters:
             anchor, importance = _wide(w), torch.zeros_like(_wide(w))
             if name in self.anchor:
-                _rows(anchor, self.anchor[name]).copy_(self.anchor[name])
-                _rows(importance, self.anchor[name]).copy_(self.importance[name])
+                old_rows(anchor, self.anchor[name]).copy_(self.anchor[name])
+                old_rows(importance, self.anchor[name]).copy_(self.importance[name])
             self.anchor[name], self.importance[name] = anchor, importance
 
     def _add_past(self, total: Tensor, anchor: Tensor, name: str) -> None:
@@ -240,11 +240,15 @@ class QuadraticAnchor:
 
 def _wide(value: Tensor) -> Tensor:
     """Copy weights, to at least float32."""
-    return value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
+    return value.detach().to(at_least_float32(value.dtype), copy=True)
 
 
-def _rows(value: Tensor, stored: Tensor) -> Tensor:
-    """Return the rows of ``value`` that ``stored`` has."""
+def old_rows(value: Tensor, stored: Tensor) -> Tensor:
+    """Return the rows of ``value`` that ``stored`` has: a parameter may have gained some since, as a head does.
+
+    Raises:
+        ValueError: If it has another shape, more rows apart.
+    """
     if value.shape == stored.shape:
         return value
     if value.ndim == 0 or value.shape[1:] != stored.shape[1:] or len(value) < len(stored):

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, get_args
 
@@ -403,16 +403,15 @@ def _first(batches: Iterable[Any], samples: int) -> Iterator[Any]:
         samples -= next(len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
 
 
-def competing_logits(trainer: Trainer, which: Competing | None) -> Callable[[Tensor], Tensor] | None:
-    """Return a function that sets the logits ``(B, C)`` of classes that do not compete to minus infinity.
+def competing_logits(trainer: Trainer, which: Competing | None) -> Callable[[Any], Tensor]:
+    """Return a function from what a module returns to its logits ``(B, C)``, of which some may not compete.
+
+    Those of classes that do not are minus infinity.
 
     Args:
         trainer: The trainer, while it fits.
         which: The classes that do (see :meth:`StreamDataModule.competing`); ``None`` is ``"current"`` in a stream with
             task labels, where each task has its own part of the head, and else ``"all"``.
-
-    Returns:
-        The function, or ``None`` if all compete.
 
     Raises:
         ValueError: If ``which`` needs a stream and there is none.
@@ -420,13 +419,42 @@ def competing_logits(trainer: Trainer, which: Competing | None) -> Callable[[Ten
     stream = getattr(trainer, "datamodule", None)
     if not isinstance(stream, StreamDataModule):
         if which in (None, "all"):
-            return None
+            return scores_in
         raise ValueError(f"`classes={which!r}` needs a StreamDataModule, which knows them: set `classes` to 'all'.")
     which = which or ("current" if stream.task_labels else "all")
     if which == "all":
-        return None
+        return scores_in
     classes = torch.tensor(stream.competing(which), device=trainer.strategy.root_device)
-    return lambda logits: logits.new_full(logits.shape, -torch.inf).index_copy(1, classes, logits[:, classes])
+
+    def competing(output: Any) -> Tensor:
+        logits = scores_in(output)
+        return logits.new_full(logits.shape, -torch.inf).index_copy(1, classes, logits[:, classes])
+
+    return competing
+
+
+def mean_importance(
+    trainer: Trainer,
+    measure: Callable[..., tuple[dict[str, Tensor], int]],
+    parameters: Collection[str],
+    *,
+    samples: int | None,
+    classes: Competing | None,
+    unpack: Unpack | None,
+) -> dict[str, Tensor]:
+    """Measure the importance of parameters on the training data of the current experience, of all processes.
+
+    Args:
+        trainer: The trainer, while it fits.
+        measure: :func:`lightning_cl.importance.squared_scores` or another function that is called like it.
+        parameters: Their names.
+        samples: As in :func:`statistics_batches`.
+        classes: As in :func:`competing_logits`.
+        unpack: Function from a batch to ``(x, y)``, where that is not its form.
+    """
+    batches = map(unpack or unpack_batch, statistics_batches(trainer, samples))
+    logits = competing_logits(trainer, classes)
+    return mean_over_ranks(trainer, *measure(trainer.lightning_module, batches, parameters=parameters, logits=logits))
 
 
 def mean_over_ranks(trainer: Trainer, sums: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

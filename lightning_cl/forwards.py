@@ -36,20 +36,26 @@ def values_at(module: nn.Module, places: Iterable[str], forward: Callable[[], An
     return values
 
 
+def find_scores(output: Any) -> Tensor | None:
+    """Return the scores ``(B, C)`` in what a module returned, a tensor or a dict with the key ``"logits"``, if any."""
+    scores = output.get("logits") if isinstance(output, Mapping) else output
+    return scores if isinstance(scores, Tensor) and scores.ndim == 2 else None
+
+
 def scores_in(output: Any) -> Tensor:
     """Return the scores ``(B, C)`` in what a module returned: a tensor, or a dict with the key ``"logits"``.
 
     Raises:
         TypeError: If it is something else.
     """
-    scores = output.get("logits") if isinstance(output, Mapping) else output
-    if not isinstance(scores, Tensor) or scores.ndim != 2:
-        form = f"a tensor {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(output).__name__}"
-        raise TypeError(
-            f"A module must return scores (B, C), or a dict with them under 'logits', got {form}: let `forward` return "
-            "one of these."
-        )
-    return scores
+    if (scores := find_scores(output)) is not None:
+        return scores
+    found = output.get("logits", output) if isinstance(output, Mapping) else output
+    form = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    raise TypeError(
+        f"A module must return scores (B, C), or a dict with them under 'logits', got {form}: let `forward` return one "
+        "of these."
+    )
 
 
 def _hook(module: nn.Module, place: str, keep: Callable[[str, Any], None]) -> RemovableHandle:

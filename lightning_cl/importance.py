@@ -504,10 +504,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         for device in devices:
             stack.enter_context(torch.autocast(device.type, enabled=False))
-        if hasattr(
-            torch.compiler, "set_stance"
-        ):  # torch 2.6; before, hooks are compiled as well, which is right but slow
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 

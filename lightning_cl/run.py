@@ -35,6 +35,7 @@ from lightning_cl.checkpoint import (
     read_checkpoint,
     remove_leftovers,
 )
+from lightning_cl.forwards import find_scores, scores_in
 from lightning_cl.loader import ChainLoader
 from lightning_cl.logger import RunLogger
 from lightning_cl.report import log_report, print_report, write_report
@@ -376,7 +377,7 @@ class StreamRun(Callback):
         self._hook = pl_module.register_forward_hook(self._keep_scores)
 
     def _keep_scores(self, module: Any, args: Any, output: Any) -> None:
-        self._scores = output if isinstance(output, Tensor) and output.ndim == 2 else None
+        self._scores = find_scores(output)
 
     @override
     def on_test_batch_end(
@@ -392,7 +393,7 @@ class StreamRun(Callback):
         x, y = unpack_batch(batch)
         scores = outputs.get("logits") if isinstance(outputs, dict) else None
         if scores is None:
-            scores = self._scores if self._scores is not None else pl_module(x)
+            scores = self._scores if self._scores is not None else scores_in(pl_module(x))
         self._scores = None
         loader = trainer.test_dataloaders
         assert isinstance(loader, ChainLoader)
@@ -442,8 +443,8 @@ class StreamRun(Callback):
         samples = torch.utils.data.default_collate([part[k] for k in range(min(2, len(part)))])
         batch = trainer.strategy.batch_to_device(samples, dataloader_idx=0)
         with isolated_rng(), evaluating(pl_module), torch.no_grad(), trainer.precision_plugin.forward_context():
-            scores = pl_module(unpack_batch(batch)[0])
-        if not isinstance(scores, Tensor) or scores.ndim != 2:
+            scores = find_scores(pl_module(unpack_batch(batch)[0]))
+        if scores is None:
             return  # `test_step` may return the scores
         if scores.shape[1] < self.stream.num_classes:
             raise ValueError(
@@ -542,7 +543,7 @@ def _attached(trainer: Trainer, model: LightningModule, run: StreamRun) -> Itera
 
 
 def _test_step(module: LightningModule, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-    return {"logits": module(unpack_batch(batch)[0])}
+    return {"logits": scores_in(module(unpack_batch(batch)[0]))}
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from lightning_cl.importance import undisturbed
+from lightning_cl.utilities import at_least_float32
 
 Rule: TypeAlias = Literal["residual", "pool"]
 
@@ -508,7 +509,7 @@ def loss_gradients(
         ({'weight': tensor([[-0.5000],
                             [ 0.5000]])}, 3)
     """
-    sums = {name: torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for name, w in weights.items()}
+    sums = {name: torch.zeros_like(w, dtype=at_least_float32(w.dtype)) for name, w in weights.items()}
     count = 0
     with undisturbed(model):
         for x, y, *_ in batches:

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lightning_cl.callback import ContinualCallback, Unpack, is_logged, unpack_batch
 from lightning_cl.forwards import OUTPUT, Forward, values_at
-from lightning_cl.utilities import evaluating
+from lightning_cl.utilities import at_least_float32, evaluating
 
 
 def distillation_loss(
@@ -79,7 +79,7 @@ def binary_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Both scores in one precision, and where one of them is minus infinity."""
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    dtype = at_least_float32(torch.promote_types(student.dtype, teacher.dtype))
     student, teacher = student.to(dtype), teacher.detach().to(dtype)
     return student, teacher, (student == -torch.inf) | (teacher == -torch.inf)
 

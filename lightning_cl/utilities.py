@@ -66,6 +66,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             child.training = mode
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The type in which statistics are computed and kept: float32 for what is narrower.
+
+    Example:
+        >>> at_least_float32(torch.bfloat16), at_least_float32(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return torch.promote_types(dtype, torch.float32)
+
+
 def select_parameters(module: nn.Module, patterns: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
     """Return the trainable parameters whose name matches one of the patterns, by name.
 
@@ -84,6 +94,8 @@ def select_parameters(module: nn.Module, patterns: Sequence[str] | None = None) 
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if patterns is None:
         return named
+    if isinstance(patterns, str):
+        raise ValueError(f"`parameters` must be a list of regular expressions, got one: write [{patterns!r}].")
     selected = set()
     for pattern in patterns:
         try:

@@ -113,6 +113,7 @@ def test_parameters_are_selected_by_name() -> None:
     ("pattern", "message"),
     [
         ("2.bias", "'2.bias' matches no trainable parameter; there are 0.weight, 0.bias, 1.weight, 1.bias, 2.weight."),
+        ("", r"`parameters` must be a list of regular expressions, got one: write \['bias'\]"),
         ("(", r"`parameters` must hold regular expressions, got '\('"),
     ],
 )
@@ -120,4 +121,4 @@ def test_a_pattern_that_selects_nothing_is_an_error(pattern: str, message: str) 
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     net[2].bias.requires_grad_(False)
     with pytest.raises(ValueError, match=message):
-        select_parameters(net, [pattern])
+        select_parameters(net, [pattern] if pattern else "bias")

@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.callback import ContinualCallback, gather_objects, sum_over_ranks
+from lightning_cl.forwards import find_scores
 from lightning_cl.loader import StreamLoader, sharded_batches
 from lightning_cl.metrics import AnytimeMetrics
 from lightning_cl.report import write_atomic
@@ -215,9 +216,10 @@ def _choose(data: Any, limit: int | None, seed: int) -> Tensor:
     return order[torch.arange(count) * len(data) // count].sort().values
 
 
-def _check_scores(scores: Any, num_classes: int) -> Tensor:
-    if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[1] < num_classes:
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+def _check_scores(output: Any, num_classes: int) -> Tensor:
+    scores = find_scores(output)
+    if scores is None or scores.shape[1] < num_classes:
+        got = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ValueError(
             f"AnytimeAccuracy needs a `forward` that gives scores (B, {num_classes}) of all classes, got {got}: change "
             "it, or leave the callback out."

@@ -189,9 +189,9 @@ class CUBER(TRGP):
 
     def _hold(self, grads: Mapping[str, Tensor]) -> None:
         """Add the gradient of the penalty."""
-        for name, grad in grads.items():
-            for j in self._improved.get(name, ()):
-                change = self._weights[name] - self._origin[name]
+        for name in grads.keys() & self._improved.keys():
+            grad, change = grads[name], self._weights[name] - self._origin[name]
+            for j in self._improved[name]:
                 grad.add_(norm_gradient(change, self.bank.space(name, [j])), alpha=self.strength)
 
     @override

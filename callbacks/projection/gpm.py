@@ -30,6 +30,7 @@ from lightning_cl.subspace import (
     linear_layers,
     shape_of,
 )
+from lightning_cl.utilities import at_least_float32
 
 SMALL = 2**22
 """Bytes below which a basis is never too large."""
@@ -267,7 +268,7 @@ class GPM(ContinualCallback):
         for name, gram in grams.items():
             total = sum_over_ranks(trainer, gram)
             if trainer.is_global_zero:
-                self.bank.update(name, total, shares[name], _wide(self._weights[name].dtype))
+                self.bank.update(name, total, shares[name], at_least_float32(self._weights[name].dtype))
         self._share_bank(trainer, pl_module)
         self._report(trainer)
 
@@ -327,7 +328,3 @@ def leaves_subspace(optimizer: Optimizer) -> bool:
     """Whether an optimizer's steps have a part in a space in which gradients have none."""
     is_plain = type(optimizer) is torch.optim.SGD and not any(group["weight_decay"] for group in optimizer.param_groups)
     return not is_plain or bool(optimizer.state)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -19,7 +19,6 @@ from lightning_cl.callback import (
     unpack_batch,
 )
 from lightning_cl.callbacks.projection.gpm import GPM, leaves_subspace
-from lightning_cl.forwards import scores_in
 from lightning_cl.stream import StreamDataModule
 from lightning_cl.subspace import Rule, Scaling, linear_layers, loss_gradients, scaled_weight
 from lightning_cl.utilities import isolated_rng
@@ -195,10 +194,9 @@ class TRGP(GPM):
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         """The gradient of the mean loss at the weights as they stand."""
-        mask = competing_logits(trainer, None) or (lambda scores: scores)
         batches = map(self.unpack or unpack_batch, statistics_batches(trainer, self.probe_samples))
         weights = {name: self._weights[name] for name in self._layers if self._weights[name].requires_grad}
-        sums, count = loss_gradients(pl_module, batches, weights, lambda output: mask(scores_in(output)))
+        sums, count = loss_gradients(pl_module, batches, weights, competing_logits(trainer, None))
         return mean_over_ranks(trainer, sums, count)
 
     def _choose(self, gradients: Mapping[str, Tensor]) -> dict[str, list[int]]:

@@ -1,17 +1,12 @@
 """Elastic weight consolidation (EWC): pull each weight back in proportion to its importance for the past."""
 
+from functools import partial
+
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_cl.anchor import AnchorCallback, MergeMode, QuadraticAnchor
-from lightning_cl.callback import (
-    Unpack,
-    check_pass,
-    competing_logits,
-    mean_over_ranks,
-    statistics_batches,
-    unpack_batch,
-)
+from lightning_cl.callback import Unpack, check_pass, mean_importance
 from lightning_cl.importance import Estimator, squared_scores
 from lightning_cl.stream import Competing
 
@@ -86,11 +81,9 @@ class EWC(AnchorCallback):
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.strength:
             return
-        sums, count = squared_scores(
-            pl_module,
-            map(self.unpack or unpack_batch, statistics_batches(trainer, self.samples)),
-            self.estimator,
-            parameters=None if self.parameters is None else self.selected(pl_module),
-            logits=competing_logits(trainer, self.classes),
+        measure = partial(squared_scores, estimator=self.estimator)
+        weights = self.selected(pl_module)
+        importance = mean_importance(
+            trainer, measure, weights, samples=self.samples, classes=self.classes, unpack=self.unpack
         )
-        self.anchor.merge(pl_module.named_parameters(), mean_over_ranks(trainer, sums, count))
+        self.anchor.merge(weights.items(), importance)

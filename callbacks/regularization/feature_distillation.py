@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_cl.callback import Unpack
 from lightning_cl.heads import classifier_of
 from lightning_cl.teacher import DistillationCallback
+from lightning_cl.utilities import at_least_float32
 
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> feature_loss(torch.ones(5, 2, 3), torch.zeros(5, 2, 3))
         tensor(6.)
     """
-    dtype = torch.promote_types(student.dtype, torch.float32)
+    dtype = at_least_float32(student.dtype)
     return (student.to(dtype) - teacher.detach().to(dtype)).square().flatten(1).sum(1).mean()
 
 

@@ -1,6 +1,7 @@
 """Fisher merging: average the models of all experiences, each entry in proportion to its Fisher information."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,16 +10,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from lightning_cl.callback import (
-    ContinualCallback,
-    Unpack,
-    check_pass,
-    competing_logits,
-    mean_over_ranks,
-    statistics_batches,
-    sum_over_ranks,
-    unpack_batch,
-)
+from lightning_cl.anchor import old_rows
+from lightning_cl.callback import ContinualCallback, Unpack, check_pass, mean_importance, sum_over_ranks
 from lightning_cl.importance import Estimator, squared_scores
 from lightning_cl.stream import Competing
 from lightning_cl.utilities import select_parameters
@@ -163,32 +156,31 @@ class FisherMerge(ContinualCallback):
         if not self.strength:
             return
         weights = select_parameters(pl_module, self.parameters)
-        sums, count = squared_scores(
-            pl_module,
-            map(self.unpack or unpack_batch, statistics_batches(trainer, self.samples)),
-            self.estimator,
-            parameters=weights,
-            logits=competing_logits(trainer, self.classes),
+        fisher = mean_importance(
+            trainer,
+            partial(squared_scores, estimator=self.estimator),
+            weights,
+            samples=self.samples,
+            classes=self.classes,
+            unpack=self.unpack,
         )
-        fisher = mean_over_ranks(trainer, sums, count)
         scale = 1 / norm_of(fisher) if self.normalize else 1.0
         new = {name: scale * value for name, value in fisher.items()}
         past = {name: self.strength * _widened(self.fisher.get(name), value) for name, value in new.items()}
         if self._weight:
             current = {name: p.detach().to(new[name].dtype) for name, p in weights.items()}
-            before = {name: _widened(self.merged[name], value) for name, value in current.items()}
+            before = {name: _widened(self.merged.get(name), value) for name, value in current.items()}
             merged = fisher_merge([current, before], [new, past], normalize=False, floor=scale * self.floor)
             for name, value in merged.items():
                 weights[name].copy_(value)
         statistics = _statistics(pl_module)
         for name, value in statistics.items():
             value.copy_(sum_over_ranks(trainer, value) / trainer.world_size)
-            if self._weight:
-                past_share = self.strength * self._weight / (self.strength * self._weight + 1)
-                value.lerp_(self.merged[name], past_share)
-        self.fisher = {name: past[name] + value for name, value in new.items()}
+            if name in self.merged:
+                value.lerp_(self.merged[name], 1 - 1 / (self.strength * self._weight + 1))
+        self.fisher |= {name: past[name] + value for name, value in new.items()}
         self._weight = self.strength * self._weight + 1
-        self.merged = {name: value.detach().clone() for name, value in {**weights, **statistics}.items()}
+        self.merged |= {name: value.detach().clone() for name, value in {**weights, **statistics}.items()}
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -217,5 +209,5 @@ def _widened(value: Tensor | None, like: Tensor) -> Tensor:
     """``value`` with zeros in the rows that it lacks: a head may have grown."""
     wide = torch.zeros_like(like)
     if value is not None:
-        wide[: len(value)] = value
+        old_rows(wide, value).copy_(value)
     return wide

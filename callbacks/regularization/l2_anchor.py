@@ -45,11 +45,12 @@ class L2Anchor(AnchorCallback):
     @override
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().start(trainer, pl_module)
-        if self.pretrained and not self.anchor.anchor:  # else it is there since an experience, or a checkpoint
+        if self.strength and self.pretrained and not self.anchor.anchor:  # later it is there, also after a resume
             head = classifier_of(pl_module)
             body = {k: p for k, p in self.selected(pl_module).items() if head is None or not k.startswith(f"{head}.")}
             self.anchor.merge(body.items())
 
     @override
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.anchor.merge(self.selected(pl_module).items())
+        if self.strength:
+            self.anchor.merge(self.selected(pl_module).items())

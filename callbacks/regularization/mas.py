@@ -1,19 +1,13 @@
 """Memory aware synapses (MAS): pull each weight back in proportion to how strongly the output moves with it."""
 
+from functools import partial
 from typing import get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_cl.anchor import AnchorCallback, MergeMode, QuadraticAnchor
-from lightning_cl.callback import (
-    Unpack,
-    check_pass,
-    competing_logits,
-    mean_over_ranks,
-    statistics_batches,
-    unpack_batch,
-)
+from lightning_cl.callback import Unpack, check_pass, mean_importance
 from lightning_cl.importance import OutputNorm, output_sensitivity
 from lightning_cl.stream import Competing
 
@@ -92,12 +86,9 @@ class MAS(AnchorCallback):
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.strength:
             return
-        sums, count = output_sensitivity(
-            pl_module,
-            map(self.unpack or unpack_batch, statistics_batches(trainer, self.samples)),
-            self.norm,
-            by_batch=self.by_batch,
-            parameters=None if self.parameters is None else self.selected(pl_module),
-            logits=competing_logits(trainer, self.classes),
+        measure = partial(output_sensitivity, norm=self.norm, by_batch=self.by_batch)
+        weights = self.selected(pl_module)
+        importance = mean_importance(
+            trainer, measure, weights, samples=self.samples, classes=self.classes, unpack=self.unpack
         )
-        self.anchor.merge(pl_module.named_parameters(), mean_over_ranks(trainer, sums, count))
+        self.anchor.merge(weights.items(), importance)

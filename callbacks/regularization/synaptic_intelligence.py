@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_cl.anchor import AnchorCallback, QuadraticAnchor
+from lightning_cl.anchor import AnchorCallback, QuadraticAnchor, old_rows
 
 
 def path_importance(importance: Tensor, path: Tensor, drift: Tensor, damping: float) -> Tensor:
@@ -81,7 +81,7 @@ class SynapticIntelligence(AnchorCallback):
         for name, anchor in self.anchor.anchor.items():
             path = torch.zeros_like(anchor)
             if name in self.path:
-                path[: len(self.path[name])] = self.path[name]  # a head may have grown
+                old_rows(path, self.path[name]).copy_(self.path[name])
             self.path[name] = path
         grads, weights = ({name: torch.empty_like(path) for name, path in self.path.items()} for _ in range(2))
         self._buffers = grads, weights

@@ -21,10 +21,11 @@ from lightning_cl.callback import (
     sum_over_ranks,
     unpack_batch,
 )
+from lightning_cl.forwards import scores_in
 from lightning_cl.importance import output_sensitivity
 from lightning_cl.plateau import PlateauDetector
 from lightning_cl.stream import StreamBatch
-from lightning_cl.utilities import evaluating
+from lightning_cl.utilities import at_least_float32, evaluating
 
 
 class TaskFreeMAS(AnchorCallback):
@@ -164,9 +165,9 @@ class TaskFreeMAS(AnchorCallback):
         """Anchor here, with the importance for the hard samples ``x`` of this and of the other processes."""
         chosen = self.selected(pl_module)
         if len(x):
-            sums, _ = output_sensitivity(pl_module, [(x,)], "plain", parameters=chosen)
+            sums, _ = output_sensitivity(pl_module, [(x,)], "plain", parameters=chosen, logits=scores_in)
         else:  # there are more processes than hard samples
-            sums = {name: p.new_zeros(p.shape, dtype=_at_least_float32(p)) for name, p in chosen.items()}
+            sums = {name: p.new_zeros(p.shape, dtype=at_least_float32(p.dtype)) for name, p in chosen.items()}
         self.consolidations += 1
         self.anchor.alpha = 1 - 1 / self.consolidations  # the mean over all consolidations
         self.anchor.merge(chosen.items(), {name: sum_over_ranks(trainer, value) for name, value in sums.items()})
@@ -210,9 +211,5 @@ def _rows(columns: Mapping[str, Tensor]) -> int:
 def _cross_entropies(trainer: Trainer, pl_module: LightningModule, x: Tensor, y: Tensor) -> Tensor:
     """The loss of each sample ``(B,)``, in eval mode."""
     with evaluating(pl_module), trainer.precision_plugin.forward_context():
-        scores: Tensor = pl_module(x)
-    return F.cross_entropy(scores.to(_at_least_float32(scores)), y, reduction="none")
-
-
-def _at_least_float32(value: Tensor) -> torch.dtype:
-    return torch.promote_types(value.dtype, torch.float32)
+        scores = scores_in(pl_module(x))
+    return F.cross_entropy(scores.to(at_least_float32(scores.dtype)), y, reduction="none")

@@ -284,7 +284,7 @@ def test_a_stream_is_needed() -> None:
         learn_plain([AnytimeAccuracy()])
 
 
-@pytest.mark.parametrize(("output", "got"), [(lambda x: {"logits": x}, "a dict"), (lambda x: x[:, 0], r"\(8,\)")])
+@pytest.mark.parametrize(("output", "got"), [(lambda x: {"other": x}, "a dict"), (lambda x: x[:, 0], r"\(8,\)")])
 def test_scores_are_needed(output: Any, got: str) -> None:
     class Other(Net):
         def forward(self, x: Tensor) -> Any:

@@ -240,7 +240,29 @@ def transformer() -> LightningModule:
     return Foreign(VisionTransformer(num_heads=2, proj_drop_rate=0.1, **sizes))
 
 
-NETWORKS = {"resnet": resnet, "transformer": transformer}
+class Growing(Net):
+    """Somebody's module that gets a head with each experience, scales by one number, and returns a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*self.net[:3])
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.heads = nn.ModuleList()
+
+    def setup(self, stage: str) -> None:
+        while len(self.heads) <= self.trainer.datamodule.current:
+            self.heads.append(nn.Linear(12, 2).to(self.scale))
+
+    def forward(self, x: Tensor) -> Any:
+        features = self.scale * self.net(x)
+        scores = torch.cat([head(features) for head in self.heads], 1)
+        return {"logits": F.pad(scores, (0, 4 - scores.shape[1]), value=-torch.inf)}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return F.cross_entropy(self(batch[0])["logits"], batch[1])
+
+
+NETWORKS = {"resnet": resnet, "transformer": transformer, "growing": Growing}
 
 
 def trainer(callbacks: Sequence[Callback] = (), **kwargs: Any) -> Trainer:
