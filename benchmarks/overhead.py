@@ -12,12 +12,12 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from regularization import quiet
+from runs import quiet
 from speed import (
     BATCH,
     EVAL_BATCH,
@@ -39,7 +39,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_cl import callbacks, importance
-from lightning_cl.callback import ContinualCallback
 from lightning_cl.methods import Classifier
 from lightning_cl.report import write_atomic
 
@@ -93,31 +92,48 @@ class Bench:
     """A module that has learned the first experience with one method after another, to begin the second any time.
 
     All use the same module: the same weights elsewhere in memory are faster or slower by some percent.
+
+    Args:
+        part: A key of :data:`PARTS`.
+        stream: The stream.
+        module: A module for it.
+        make: Gives the callbacks of a method.
     """
 
-    def __init__(self, part: str, root: str) -> None:
+    def __init__(
+        self, part: str, stream: HeldStream, module: L.LightningModule, make: Callable[[str], list[Callback]]
+    ) -> None:
         self.part = part
-        self.stream = TaskStream(root, EVERY[part])
-        L.seed_everything(0, verbose=False)
-        optimizer = partial(torch.optim.SGD, lr=LR)
-        self.module = Classifier(10, PARTS[part], (1, 28, 28), loss_classes="current", optimizer=optimizer)
-        self.initial = deepcopy(self.module.state_dict())
+        self.stream = stream
+        self.module = module
+        self.make = make
+        self.initial = self.saved()
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint has of the module."""
+        checkpoint = {"state_dict": self.module.state_dict()}
+        self.module.on_save_checkpoint(checkpoint)
+        return deepcopy(checkpoint)
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Go back to what was saved."""
+        self.module.on_load_checkpoint(deepcopy(checkpoint))
+        self.module.load_state_dict(checkpoint["state_dict"])
 
     def side(self, name: str) -> Callable[[], float]:
         """Learn the first experience; what measures a step of the second is returned."""
-        self.module.load_state_dict(self.initial)
-        method = self.made(name)
+        self.restore(self.initial)
+        method = self.make(name)
         self.fit(0, *method)
-        states = [deepcopy(c.state_dict()) for c in (self.module, *method)]
-        return partial(self.seconds, name, *states)
+        return partial(self.seconds, name, self.saved(), *(deepcopy(callback.state_dict()) for callback in method))
 
-    def seconds(self, name: str, weights: dict[str, Any], *states: dict[str, Any]) -> float:
+    def seconds(self, name: str, checkpoint: dict[str, Any], *states: dict[str, Any]) -> float:
         """CPU seconds of a training step at the beginning of the second experience."""
-        self.module.load_state_dict(weights)
-        method, clock = self.made(name), Clock()
+        self.restore(checkpoint)
+        method, clock = self.make(name), Clock()
         for callback, state in zip(method, states, strict=True):
             callback.load_state_dict(deepcopy(state))
-            callback.consolidate = lambda *_: None  # only steps are measured
+            callback.consolidate = lambda *_: None  # type: ignore[attr-defined]  (only steps are measured)
         self.fit(1, *method, clock, limit_train_batches=STEPS[self.part])
         return clock.seconds.train[0] / STEPS[self.part]
 
@@ -126,10 +142,16 @@ class Bench:
         self.stream.current = experience
         lean_trainer(*callbacks, **options).fit(self.module, datamodule=self.stream)
 
-    @staticmethod
-    def made(name: str) -> list[ContinualCallback]:
-        """The callback of a method; none without one."""
-        return [getattr(callbacks, name)(**METHODS[name].arguments)] if name in METHODS else []
+
+def made(name: str) -> list[Callback]:
+    """The callback of a method; none without one."""
+    return [getattr(callbacks, name)(**METHODS[name].arguments)] if name in METHODS else []
+
+
+def classifier(part: str, loss_classes: Literal["all", "current"]) -> Classifier:
+    L.seed_everything(0, verbose=False)
+    optimizer = partial(torch.optim.SGD, lr=LR)
+    return Classifier(10, PARTS[part], (1, 28, 28), loss_classes=loss_classes, optimizer=optimizer)
 
 
 @torch.no_grad()
@@ -145,7 +167,7 @@ def forward_seconds(part: str, root: str) -> float:
 
 def step_rounds(part: str, methods: Sequence[str], count: int, root: str) -> list[dict[str, float]]:
     """Measure all in turn, every other round backwards; the first round warms up and is thrown away."""
-    bench = Bench(part, root)
+    bench = Bench(part, TaskStream(root, EVERY[part]), classifier(part, "current"), made)
     sides = {name: bench.side(name) for name in (NONE, *methods, AGAIN)}
     sides["forward"] = partial(forward_seconds, part, root)
     return rounds_of(part, sides, count)

@@ -4,37 +4,44 @@ Run ``python benchmarks/regularization.py --root FOLDER`` (see benchmarks/README
 """
 
 import argparse
-import json
-import logging
-import math
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback
-from speed import BATCH, LR, RESULTS, ROOT, images_and_labels, lean_trainer, machine
+from runs import (
+    SEEDS,
+    SWEEP_SEED,
+    Case,
+    DivergedError,
+    HeldFashionMNIST,
+    Records,
+    Run,
+    StopIfDiverged,
+    Sweep,
+    learn_all,
+    mean_and_deviation,
+    quiet,
+    read,
+    save,
+    shown,
+    sweep_row,
+)
+from speed import LR, RESULTS, ROOT, lean_trainer, machine
 from typing_extensions import override
 
 from lightning_cl import StreamDataModule, callbacks, fit_stream
 from lightning_cl.datamodules import PermutedMNIST, SplitFashionMNIST
 from lightning_cl.methods import Classifier
 from lightning_cl.report import write_atomic
-from lightning_cl.samples import TensorData
 from lightning_cl.shipped import config_path
-from lightning_cl.sources.mnist import FashionMNIST
 
-SEEDS, SWEEP_SEED = (0, 1, 2), 10
-HELD_OUT = 6  # the sweep tests on the last sixth of the training images, and never on the test images
-EXTENSIONS = 10  # by how many values a grid grows at most
 STREAMS = {
     "split": "Split Fashion-MNIST, 5 experiences of 2 classes, task-incremental",
     "permuted": "Permuted Fashion-MNIST, 5 experiences of 10 classes, domain-incremental (TRGP, CUBER: known task)",
@@ -42,44 +49,6 @@ STREAMS = {
 
 
 # -- what is compared -------------------------------------------------------------------------------------------------
-
-
-def beside(value: float, by: int) -> float:
-    """The value ``by`` places further in ..., 0.3, 1, 3, 10, ..."""
-    k = round(2 * math.log10(value)) + by
-    return float(f"{(1, 3)[k % 2]}e{k // 2}")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Values of one argument, of which the best is chosen.
-
-    Args:
-        argument: Its name.
-        values: The values, ascending.
-        goes_on: Whether the grid, half a decade apart, goes on beyond an edge that is best.
-        fixed: Further arguments, where they are other than in the shipped config.
-    """
-
-    argument: str
-    values: tuple[float, ...]
-    goes_on: bool = True
-    fixed: dict[str, Any] = field(default_factory=dict)
-
-    def grid(self, score: Callable[[float], float | None]) -> list[float]:
-        """The values to try, given the scores so far: with one more beyond each edge that proved best."""
-        values = list(self.values)
-        for _ in range(EXTENSIONS if self.goes_on else 0):
-            scores = [found for found in map(score, values) if found is not None]
-            if len(scores) < len(values):
-                break
-            if scores[0] == max(scores) > scores[1]:
-                values.insert(0, beside(values[0], -1))
-            elif scores[-1] == max(scores) > scores[-2]:
-                values.append(beside(values[-1], 1))
-            else:
-                break
-        return values
 
 
 THRESHOLDS = (0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 0.995)
@@ -110,41 +79,14 @@ def shipped_arguments(method: str) -> dict[str, Any]:
 # -- one run ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a result depends on."""
+@dataclass(frozen=True, kw_only=True)
+class StreamRun(Run):
+    """A run on one of the streams."""
 
     stream: str
-    method: str
-    arguments: dict[str, Any]
-    seed: int
-    sweep: bool
-    every: int
-
-    @property
-    def key(self) -> str:
-        """The run as text: what results are found by."""
-        return json.dumps(vars(self), sort_keys=True)
 
 
-class HeldFashionMNIST(FashionMNIST):
-    """Fashion-MNIST in memory; in the sweep the end of the training images stands in for the test images."""
-
-    def __init__(self, root: str, every: int, sweep: bool) -> None:
-        super().__init__(root, download=False)
-        self.every = every
-        self.sweep = sweep
-
-    @override
-    def load(self, train: bool) -> TensorData:
-        x, y = images_and_labels(str(self.root), train or self.sweep, self.every)
-        if self.sweep:
-            cut = len(y) - len(y) // HELD_OUT // BATCH * BATCH  # whole batches: the last one is as large as it was
-            x, y = (x[:cut], y[:cut]) if train else (x[cut:], y[cut:])
-        return TensorData(x, y)
-
-
-def make_stream(run: Run, root: str) -> StreamDataModule:
+def make_stream(run: StreamRun, root: str) -> StreamDataModule:
     joint, asks = run.method == "joint", run.method in ASK_FOR_THE_TASK
     stream = (
         SplitFashionMNIST(root, 5, task_labels=True, cumulative=joint)
@@ -155,20 +97,7 @@ def make_stream(run: Run, root: str) -> StreamDataModule:
     return stream
 
 
-class DivergedError(Exception):
-    """Weights are no longer finite."""
-
-
-class StopIfDiverged(Callback):
-    """End the run: what would follow is slow, as most of it is computed with NaN, and no better than chance."""
-
-    @override
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not all(p.isfinite().all() for p in pl_module.parameters()):
-            raise DivergedError
-
-
-def learn(run: Run, root: str) -> dict[str, Any]:
+def learn(run: StreamRun, root: str) -> dict[str, Any]:
     """Learn a stream; a run that diverges has the accuracy of chance, and no forgetting."""
     start = time.process_time()
     L.seed_everything(run.seed, verbose=False)
@@ -191,90 +120,34 @@ def learn(run: Run, root: str) -> dict[str, Any]:
     }
 
 
-def quiet() -> None:
-    """Set up a process."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # there is no validation part
-    warnings.filterwarnings("ignore", "The .* does not have many workers")
-    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # between Lightning and torch
-    for package in ("fabric", "pytorch"):
-        logging.getLogger(f"lightning.{package}").setLevel(logging.ERROR)
-
-
-def learn_all(runs: Sequence[Run], root: str, jobs: int) -> Iterator[dict[str, Any]]:
-    """Learn in this process, or in ``jobs`` others; results come as they are ready."""
-    if jobs == 1:
-        yield from map(partial(learn, root=root), runs)
-        return
-    with get_context("spawn").Pool(jobs, quiet) as pool:
-        yield from pool.imap_unordered(partial(learn, root=root), runs)
-
-
 # -- which runs -------------------------------------------------------------------------------------------------------
 
 
-Records = dict[str, dict[str, Any]]
-
-
 @dataclass(frozen=True)
-class Case:
-    """A method on a stream: which runs it needs, given the results there are."""
+class StreamCase(Case):
+    """A method on one of the streams."""
 
     stream: str
-    method: str
-    every: int
-    records: Records
 
-    def run(self, value: float | None, seed: int) -> Run:
-        """The run with one value of the sweep, ``None`` where there is nothing to choose."""
-        sweep = METHODS[self.method]
+    @property
+    @override
+    def sweep(self) -> Sweep | None:
+        return METHODS[self.method]
+
+    @override
+    def run(self, value: float | None, seed: int) -> StreamRun:
+        sweep = self.sweep
         arguments = {} if sweep is None else {**shipped_arguments(self.method), **sweep.fixed, sweep.argument: value}
         if self.method in ASK_FOR_THE_TASK and self.stream == "permuted":
             arguments["free"] = []  # there is one head, which is protected as for GPM
-        return Run(self.stream, self.method, arguments, seed, seed == SWEEP_SEED, self.every)
-
-    def result(self, value: float | None, seed: int) -> dict[str, Any] | None:
-        """Its result, if it is there."""
-        return self.records.get(self.run(value, seed).key)
-
-    def score(self, value: float | None) -> float | None:
-        """The accuracy of a value in the sweep, if it was tried."""
-        record = self.result(value, SWEEP_SEED)
-        return None if record is None else record["average_accuracy"]
-
-    def grid(self) -> list[float | None]:
-        """The values to sweep over."""
-        sweep = METHODS[self.method]
-        return [None] if sweep is None else [*sweep.grid(self.score)]
-
-    def chosen(self) -> float | None:
-        """The best value so far; of equal ones the least."""
-        return max(self.grid(), key=lambda value: self.score(value) or 0.0)
-
-    def runs(self, sweep_only: bool = False) -> list[Run]:
-        """The runs of the sweep, and once these are done, those that are reported."""
-        runs = [self.run(value, SWEEP_SEED) for value in self.grid()]
-        if sweep_only or any(run.key not in self.records for run in runs):
-            return runs
-        return runs + [self.run(self.chosen(), seed) for seed in SEEDS]
-
-    def reported(self) -> list[dict[str, Any]]:
-        """The results of all seeds; empty if one is missing."""
-        runs = self.runs()
-        done = [self.records[run.key] for run in runs if not run.sweep and run.key in self.records]
-        return done if len(done) == len(SEEDS) else []
-
-
-def read(path: Path) -> Records:
-    records = json.loads(path.read_text())["runs"] if path.exists() else []
-    return {Run(**record["run"]).key: record for record in records}
-
-
-def save(path: Path, records: Records) -> None:
-    """Write the results, with what another process may have written meanwhile."""
-    content = {"machine": machine(), "runs": list((read(path) | records).values())}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        return StreamRun(
+            stream=self.stream,
+            method=self.method,
+            arguments=arguments,
+            seed=seed,
+            sweep=seed == SWEEP_SEED,
+            every=self.every,
+        )
 
 
 def line(record: Mapping[str, Any]) -> str:
@@ -284,31 +157,18 @@ def line(record: Mapping[str, Any]) -> str:
     return f"{reached}, {record['cpu_seconds']:.1f} s"
 
 
-def shown(record: Mapping[str, Any] | None) -> str:
-    if record is None:
-        return "missing"
-    return "diverged" if record["forgetting"] is None else f"{record['average_accuracy']:.4f}"
-
-
 # -- the report -------------------------------------------------------------------------------------------------------
 
 
-def mean_and_deviation(values: Sequence[float | None]) -> str:
-    numbers = [value for value in values if value is not None]
-    if len(numbers) < len(values):
-        return "diverged"
-    return f"{statistics.mean(numbers):.3f} ± {statistics.stdev(numbers):.3f}"
-
-
-def gains(case: Case) -> list[float]:
+def gains(case: StreamCase) -> list[float]:
     """Seed by seed, the accuracy above that of fine-tuning; empty if either is missing."""
-    reference = Case(case.stream, "fine-tuning", case.every, case.records).reported()
+    reference = StreamCase("fine-tuning", case.every, case.records, case.stream).reported()
     pairs = zip(case.reported(), reference, strict=False)
     return [mine["average_accuracy"] - theirs["average_accuracy"] for mine, theirs in pairs]
 
 
-def row(case: Case) -> str:
-    results, sweep, above = case.reported(), METHODS[case.method], gains(case)
+def row(case: StreamCase) -> str:
+    results, sweep, above = case.reported(), case.sweep, gains(case)
     accuracy, forgetting, seconds = (
         [r[name] for r in results] for name in ("average_accuracy", "forgetting", "cpu_seconds")
     )
@@ -318,16 +178,7 @@ def row(case: Case) -> str:
     return f"| {case.method} | {chosen} | {reached} | {gain} | {statistics.median(seconds):.1f} |"
 
 
-def sweep_row(case: Case) -> str:
-    sweep, chosen = METHODS[case.method], case.chosen()
-    assert sweep is not None
-    texts = {value: f"{value:g}: {shown(case.result(value, SWEEP_SEED))}" for value in case.grid()}
-    cells = ", ".join(f"**{text}**" if value == chosen else text for value, text in texts.items())
-    edge = " (best at the edge)" if chosen in (case.grid()[0], case.grid()[-1]) else ""
-    return f"| {case.method} | `{sweep.argument}` | {cells}{edge} |"
-
-
-def verdict(cases: Sequence[Case]) -> str:
+def verdict(cases: Sequence[StreamCase]) -> str:
     """Which methods do not beat fine-tuning."""
     all_gains = {case.method: gains(case) for case in cases if METHODS[case.method] is not None}
     losers = [method for method, above in all_gains.items() if above and statistics.mean(above) <= 0]
@@ -338,11 +189,11 @@ def verdict(cases: Sequence[Case]) -> str:
     return " ".join(sentences)
 
 
-def section(stream: str, cases: Sequence[Case]) -> str:
+def section(stream: str, cases: Sequence[StreamCase]) -> str:
     """The tables of a stream, of the cases that are complete."""
     reported = [case for case in cases if case.reported()]
     swept = [case for case in cases if METHODS[case.method] is not None and case.score(case.chosen()) is not None]
-    reference = Case(stream, "fine-tuning", cases[0].every, cases[0].records).result(None, SWEEP_SEED)
+    reference = StreamCase("fine-tuning", cases[0].every, cases[0].records, stream).result(None, SWEEP_SEED)
     seeds = ", ".join(map(str, SEEDS))
     lines = [
         f"\n## {STREAMS[stream]}\n",
@@ -363,7 +214,7 @@ def markdown(records: Records, every: int) -> str:
     command = "python benchmarks/regularization.py" + (f" --every {every}" if every > 1 else "")
     text = f"# Regularisation\n\nWritten by `{command}`. " + "; ".join(f"{k}: {v}" for k, v in machine().items()) + "\n"
     for stream in STREAMS:
-        cases = [Case(stream, method, every, records) for method in METHODS]
+        cases = [StreamCase(method, every, records, stream) for method in METHODS]
         if any(case.score(value) is not None for case in cases for value in case.grid()):
             text += section(stream, cases)
     return text
@@ -376,7 +227,7 @@ def draw(path: Path, records: Records, every: int) -> None:
     figure, axes = plt.subplots(1, len(STREAMS), figsize=(11, 4.2), layout="constrained")
     for axis, (stream, title) in zip(axes, STREAMS.items(), strict=True):
         for method in METHODS:
-            results = Case(stream, method, every, records).reported()
+            results = StreamCase(method, every, records, stream).reported()
             curves = [[statistics.mean(row) for row in result["accuracies"]] for result in results]
             if curves and all(curves):
                 reference = METHODS[method] is None
@@ -402,12 +253,12 @@ def main() -> None:
     args = parser.parse_args()
     quiet()
     path = args.out / "regularization.json"
-    records = read(path)
-    cases = [Case(stream, method, args.every, records) for stream in args.streams for method in args.methods]
+    records = read(path, StreamRun)
+    cases = [StreamCase(method, args.every, records, stream) for stream in args.streams for method in args.methods]
     while runs := [run for case in cases for run in case.runs(args.sweep_only) if run.key not in records]:
-        for number, record in enumerate(learn_all(runs, args.root, args.jobs), 1):
-            records[Run(**record["run"]).key] = record
-            save(path, records)
+        for number, record in enumerate(learn_all(partial(learn, root=args.root), runs, args.jobs), 1):
+            records[StreamRun(**record["run"]).key] = record
+            save(path, records, StreamRun)
             print(f"{number} of {len(runs)}: {line(record)}", flush=True)
     text = markdown(records, args.every)
     print("\n" + text)

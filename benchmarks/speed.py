@@ -131,8 +131,8 @@ def normalised(x: Tensor) -> Tensor:
     return x.float().mul_(1 / (255 * STD)).sub_(MEAN / STD) if x.dtype == torch.uint8 else x
 
 
-def network(backbone: str) -> nn.Module:
-    torch.manual_seed(0)
+def network(backbone: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     return timm.create_model(backbone, num_classes=10, in_chans=1)
 
 
@@ -198,11 +198,12 @@ class PlainModule(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=LR)
 
 
-def lean_trainer(*callbacks: Callback, **options: Any) -> L.Trainer:
+def lean_trainer(*callbacks: Callback, max_epochs: int = 1, **options: Any) -> L.Trainer:
     """What somebody who cares for speed asks of a trainer."""
     unwanted = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     off = {} if options.get("barebones") else dict.fromkeys(unwanted, False)
-    return L.Trainer(max_epochs=1, accelerator="cpu", devices=1, callbacks=list(callbacks), **off, **options)
+    fixed = {"max_epochs": max_epochs, "accelerator": "cpu", "devices": 1}
+    return L.Trainer(**fixed, callbacks=list(callbacks), **off, **options)
 
 
 def lightning_alone(backbone: str, root: str, every: int, log: bool = False, replay: bool = False) -> Seconds:

@@ -19,25 +19,39 @@ if TYPE_CHECKING:
     from lightning_cl.callbacks.regularization.synaptic_intelligence import SynapticIntelligence as SynapticIntelligence
     from lightning_cl.callbacks.regularization.task_free_mas import TaskFreeMAS as TaskFreeMAS
     from lightning_cl.callbacks.regularization.train_only import TrainOnly as TrainOnly
+    from lightning_cl.callbacks.replay.der import DER as DER
+    from lightning_cl.callbacks.replay.derpp import DERpp as DERpp
+    from lightning_cl.callbacks.replay.er_ace import ERACE as ERACE
+    from lightning_cl.callbacks.replay.gdumb import GDumb as GDumb
+    from lightning_cl.callbacks.replay.gss import GSS as GSS
+    from lightning_cl.callbacks.replay.mir import MIR as MIR
     from lightning_cl.callbacks.replay.replay import Replay as Replay
+    from lightning_cl.callbacks.replay.uer import UER as UER
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
         "AnytimeAccuracy": "monitors.anytime_accuracy",
         "CUBER": "projection.cuber",
+        "DER": "replay.der",
+        "DERpp": "replay.derpp",
+        "ERACE": "replay.er_ace",
         "EWC": "regularization.ewc",
         "FeatureDistillation": "regularization.feature_distillation",
         "FisherMerge": "regularization.fisher_merge",
         "FlopsMeter": "monitors.flops",
+        "GDumb": "replay.gdumb",
         "GPM": "projection.gpm",
+        "GSS": "replay.gss",
         "L2Anchor": "regularization.l2_anchor",
         "LwF": "regularization.lwf",
         "MAS": "regularization.mas",
+        "MIR": "replay.mir",
         "Replay": "replay.replay",
         "SynapticIntelligence": "regularization.synaptic_intelligence",
         "TRGP": "projection.trgp",
         "TaskFreeMAS": "regularization.task_free_mas",
         "TrainOnly": "regularization.train_only",
+        "UER": "replay.uer",
     },
 )

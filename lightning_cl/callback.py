@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
+from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
@@ -18,7 +19,7 @@ from typing_extensions import override
 from lightning_cl.forwards import OUTPUT, Forward, Forwards, scores_in
 from lightning_cl.importance import Estimator
 from lightning_cl.stream import Competing, StreamDataModule
-from lightning_cl.utilities import isolated_rng
+from lightning_cl.utilities import at_least_float32, isolated_rng
 
 Unpack = Callable[[Any], tuple[Tensor, Tensor]]
 
@@ -98,6 +99,10 @@ class ContinualCallback(Callback):
         hold, as ``training_step`` called parts of the module and not the module, costs one more forward when asked for.
         """
         return _LossTerms.of(pl_module).forwards.of(x)
+
+    def forwards_in(self, pl_module: LightningModule) -> Forwards:
+        """What listens to ``training_step``, after :meth:`watch`: inputs may join its forward, scores be changed."""
+        return _LossTerms.of(pl_module).forwards
 
     def scores(self, pl_module: LightningModule, x: Tensor, outputs: Any) -> Tensor:
         """Return the scores ``(B, C)`` of a batch, with their graph; called in :meth:`extra_loss` after :meth:`watch`.
@@ -256,6 +261,7 @@ class _LossTerms:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         outputs = self.forwards.during(lambda: self.training_step(*args, **kwargs))
         if outputs is None:
+            self.forwards.forget()
             return None
         batch = kwargs["batch"] if "batch" in kwargs else args[0]
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
@@ -341,13 +347,36 @@ def replace_columns(batch: Any, columns: Mapping[str, Tensor]) -> None:
             batch[key] = columns[str(key)]
 
 
-def prepared(trainer: Trainer, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn stored samples into what ``training_step`` gets: on the device, augmented afresh, normalised."""
+def prepared(trainer: Trainer, columns: Mapping[str, Tensor], augment: bool = True) -> dict[str, Tensor]:
+    """Turn stored samples into what ``training_step`` gets: on the device, augmented afresh if so, normalised."""
     moved = {name: column.to(trainer.strategy.root_device, non_blocking=True) for name, column in columns.items()}
     stream = getattr(trainer, "datamodule", None)
     if not isinstance(stream, StreamDataModule):
         return moved
-    return dict(zip(moved, stream.transform_batch(list(moved.values()), augment=True), strict=True))
+    return dict(zip(moved, stream.transform_batch(list(moved.values()), augment=augment), strict=True))
+
+
+def scores_aside(
+    trainer: Trainer, pl_module: LightningModule, x: Tensor, parameters: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Return the scores ``(B, C)``, in float32 at least, of a forward beside the training, of which nothing stays.
+
+    The module is in the mode that it is in and works on copies of its buffers (the statistics of batch normalisation).
+    The random state is put back, so that dropout draws what the next forward draws.
+
+    Args:
+        trainer: The trainer, while it fits.
+        pl_module: The module.
+        x: Inputs ``(B, *)``.
+        parameters: Stand in for those of the module, by name.
+    """
+    buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
+    tensors = {**buffers, **(parameters or {})}
+    # Compiled code may not see that the tensors are others.
+    eagerly = torch.compiler.set_stance("force_eager")
+    with isolated_rng(), eagerly, trainer.precision_plugin.forward_context():
+        scores = scores_in(functional_call(pl_module, tensors, (x,)))
+    return scores.to(at_least_float32(scores.dtype))
 
 
 # -- passes over the data at the end of an experience ------------------------------------------------------------------

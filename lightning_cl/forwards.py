@@ -68,6 +68,16 @@ def _hook(module: nn.Module, place: str, keep: Callable[[str, Any], None]) -> Re
     return module.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
 
 
+def _part(value: Any, sizes: list[int], number: int) -> Any:
+    """Of all tensors in ``value`` that have the rows of several parts, those of one."""
+    if isinstance(value, Tensor):
+        whole = value.ndim and len(value) == sum(sizes)
+        return value[sum(sizes[:number]) : sum(sizes[: number + 1])] if whole else value
+    if isinstance(value, Mapping):
+        return {key: _part(item, sizes, number) for key, item in value.items()}
+    return type(value)(_part(item, sizes, number) for item in value) if type(value) in (list, tuple) else value
+
+
 class Forward:
     """A forward of the module under training: its arguments, and by ``[place]`` what was computed there."""
 
@@ -103,10 +113,16 @@ class Forwards:
         self._calls: list[tuple[Any, Any, dict[str, list[Any]]]] = []
         self._open: dict[str, list[Any]] = {}  # found since the last call of the module itself
         self._chosen: tuple[Any, Forward] | None = None
+        self._joining: list[Tensor] = []
+        self._adjusting: list[Callable[[Tensor], Tensor]] = []
+        self._own: tuple[Any, dict[str, Any]] = (), {}  # the arguments that were joined
+        self._sizes: list[int] = []  # of the inputs of the module and of what joined them
+        self._joined: list[Any] = []
 
     def watch(self, place: str) -> None:
         """Keep what is computed at a place."""
         if not self._handles:
+            self._handles.append(self.module.register_forward_pre_hook(self._enter, with_kwargs=True))
             self._handles.append(self.module.register_forward_hook(self._close, with_kwargs=True))
         if place not in (OUTPUT, *self._places):
             self._places.append(place)
@@ -116,16 +132,74 @@ class Forwards:
         if self._listens and torch.is_grad_enabled():
             self._open.setdefault(place, []).append(value)
 
-    def _close(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._listens and torch.is_grad_enabled():
-            # Compiled code is kept although hooks come to inner modules, but not although these names change.
-            found = {place: self._open[place] for place in self._places if place in self._open}
-            self._calls.append((args, kwargs, {**found, OUTPUT: [output]}))
-            self._open = {}
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not (self._listens and torch.is_grad_enabled()) or self._sizes or not self._joining:
+            return None
+        first = next(iter((*args, *kwargs.values())), None)
+        if not isinstance(first, Tensor):
+            raise TypeError(
+                f"`forward='joint'` needs a `training_step` that calls the module with the inputs, got a "
+                f"{type(first).__name__}: set `forward='separate'`."
+            )
+        self._own = args, kwargs
+        self._sizes = [len(first), *map(len, self._joining)]
+        x = torch.cat([first, *self._joining])
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): x})
+
+    def _close(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if not (self._listens and torch.is_grad_enabled()):
+            return None
+        # Compiled code is kept although hooks come to inner modules, but not although these names change.
+        found = {place: self._open[place] for place in self._places if place in self._open}
+        changed = bool(self._adjusting)
+        if self._sizes and not self._joined:
+            output, *self._joined = (_part(output, self._sizes, k) for k in range(len(self._sizes)))
+            found = _part(found, self._sizes, 0)
+            args, kwargs = self._own
+            changed = True
+        self._calls.append((args, kwargs, {**found, OUTPUT: [output]}))
+        self._open = {}
+        for adjust in self._adjusting:
+            scores = adjust(scores_in(output))
+            output = {**output, "logits": scores} if isinstance(output, Mapping) else scores
+        return output if changed else None
+
+    def join(self, x: Tensor) -> int:
+        """Let the next step's forward be one of its inputs and of ``x``, which it does not see.
+
+        Returns:
+            The number under which :meth:`joined` has what came out.
+        """
+        self._joining.append(x)
+        return len(self._joining) - 1
+
+    def joined(self, number: int) -> Any:
+        """What the module returned for the rows that joined.
+
+        Raises:
+            ValueError: If the module was not called.
+        """
+        if not self._joined:
+            raise ValueError(
+                "`forward='joint'` needs a `training_step` that calls the module itself, `self(x)`, and not parts of "
+                "it: set `forward='separate'`."
+            )
+        return self._joined[number]
+
+    def adjust(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Let the next step get other scores than the module returns, and listeners those that it returned."""
+        self._adjusting.append(change)
+
+    @property
+    def own_rows(self) -> int | None:
+        """While a step has the module called: how many rows are its own, or 0 if all are; else ``None``."""
+        if not (self._listens and torch.is_grad_enabled()):
+            return None
+        return self._sizes[0] if self._sizes and not self._joined else 0
 
     def during(self, step: Callable[[], Any]) -> Any:
         """Listen to a step."""
-        self.forget()
+        self._calls, self._open, self._chosen = [], {}, None
         self._listens = True
         try:
             return step()
@@ -152,8 +226,10 @@ class Forwards:
         return values_at(self.module, self._places, lambda: self.module(*args, **kwargs))
 
     def forget(self) -> None:
-        """Let go of what was kept."""
+        """Let go of what was kept, and of what was said of the next step."""
         self._calls, self._open, self._chosen = [], {}, None
+        self._joining, self._adjusting, self._sizes, self._joined = [], [], [], []
+        self._own = (), {}
 
     def release(self) -> None:
         """Take the hooks away."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_cl.memory import POLICIES, Memory, Policy, Reservoir
+from lightning_cl.memory import POLICIES, Memory
+from lightning_cl.policies import Choice, Offer, Policy, Reservoir
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
@@ -42,18 +43,21 @@ def assert_uniform(capacity: int, length: int, batch_size: int, trials: int, pol
 class Biased(Reservoir):
     """The common mistake for batches of one item: draw from {0..n-1}."""
 
-    def assign(self, columns: Mapping[str, Tensor], seen: int) -> Tensor:
-        slot = seen if seen < self.capacity else int(torch.randint(seen, (), generator=self.generator))
-        return torch.tensor([slot if slot < self.capacity else -1])
+    def assign(self, offer: Offer) -> Choice:
+        n = offer.seen
+        slot = n if n < self.capacity else int(torch.randint(n, (), generator=self.generator))
+        return Choice(torch.tensor([slot if slot < self.capacity else -1]))
 
 
 class Fixed(Policy):
     """Items name their own slots."""
 
+    accepts_scores = True
+
     def __init__(self, capacity: int, seed: int) -> None: ...
 
-    def assign(self, columns: Mapping[str, Tensor], seen: int) -> Tensor:
-        return columns["slot"].cpu()
+    def assign(self, offer: Offer) -> Choice:
+        return Choice(offer.scores.long())
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -108,7 +112,8 @@ def test_content_does_not_depend_on_the_cut_into_batches(capacity: int) -> None:
 
 def test_draws_reach_the_slots_that_float32_cannot_count() -> None:
     """From 2**25 on float32 has only every fourth number."""
-    slots = Reservoir(2**26, seed=0).assign({"items": torch.zeros(64)}, seen=2**26)
+    full = Offer(64, 2**26, None, None, torch.empty(0), torch.empty(0), 2**26)
+    slots = Reservoir(2**26, seed=0).assign(full).slots
     assert (slots[slots > 2**25] % 2 == 1).any()
 
 
@@ -118,7 +123,7 @@ def test_the_later_of_two_items_for_one_slot_wins(device: str, monkeypatch: pyte
     memory = Memory(4, policy="fixed", device=device)
     value = torch.arange(500, device=device)
     slot = torch.where(value % 7 == 6, -1, value % 4)
-    written = memory.insert({"value": value, "slot": slot})
+    written = memory.insert({"value": value}, scores=slot)
     last = [max(n for n in range(500) if n % 4 == k and n % 7 != 6) for k in range(4)]
     assert memory.items["value"].tolist() == last
     assert {n: int(written[n]) for n in range(500) if written[n] >= 0} == {n: n % 4 for n in last}
@@ -259,7 +264,7 @@ def test_storage_leaves_no_trace_in_autograd_or_in_the_global_generator() -> Non
     ("arguments", "message"),
     [
         ({"capacity": 0}, "`capacity` must be 1 or more, got 0"),
-        ({"capacity": 4, "policy": "resevoir"}, r"`policy` must be one of \['reservoir'\].*Did you mean 'reservoir'\?"),
+        ({"capacity": 4, "policy": "resevoir"}, r"`policy` must be one of .*'reservoir', 'ring'.*Did you mean 'reservoir'\?"),
     ],
 )
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:

@@ -208,7 +208,7 @@ def test_each_rank_draws_its_own() -> None:
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
         trainer = SimpleNamespace(global_rank=rank, strategy=strategy)
         replay.start(trainer, None)
-        return replay._draw(trainer, 8)["y"]
+        return replay.draw(trainer, 8)["y"]
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(0), draw(1))

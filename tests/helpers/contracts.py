@@ -55,28 +55,40 @@ SCALED: dict[str, Any] = {
     "needs_stream": True,
     "stream": {"task_labels": True},
 }
+SMALL_MEMORY: dict[str, Any] = {"capacity": 10}
+FILLS_ONLY: dict[str, Any] = {"capacity": 10, "batch_size": 0}
 CALLBACKS = {
     "AnytimeAccuracy": Case(EVERY_BATCH, EVERY_BATCH, {"every_n_samples": 24}, watches=True, needs_stream=True),
     "CUBER": Case(**SCALED),
+    "DER": Case({"capacity": 10, "alpha": 0.5}, {"capacity": 10, "alpha": 0.0}, {"capacity": 6, "seed": 1}),
+    "DERpp": Case(SMALL_MEMORY, {**SMALL_MEMORY, "alpha": 0.0, "beta": 0.0}, {"capacity": 6, "num_draws": 1}),
+    "ERACE": Case({**SMALL_MEMORY, "task_free": True}, FILLS_ONLY, {"capacity": 6, "absent": "all"}),
     "EWC": Case({"strength": 2.0}, other={"strength": 3.0, "mode": "separate"}),
     "FeatureDistillation": Case({"strength": 0.5, "features": ["net"]}, other={"strength": 3.0, "features": ["net"]}),
     "FisherMerge": Case({"samples": 20}),
     "FlopsMeter": Case(inert={}, other={"count_eval": True}, watches=True),
+    "GDumb": Case(SMALL_MEMORY, FILLS_ONLY, {"capacity": 6, "reset": False}),
     "GPM": Case({"threshold": 0.9}, {"threshold": 0.0}, {"threshold": 0.97}),
+    "GSS": Case({**SMALL_MEMORY, "references": 2}, {**FILLS_ONLY, "references": 2}, {"capacity": 6, "references": 1}),
     "L2Anchor": Case({"strength": 2.0, "pretrained": True}, other={"strength": 3.0, "parameters": ["bias"]}),
     "LwF": Case({"strength": 2.0}, other={"strength": 3.0, "loss": "binary"}),
     "MAS": Case({"strength": 1.0}, other={"strength": 0.5, "norm": "plain"}),
-    "Replay": Case({"capacity": 10}, {"capacity": 10, "batch_size": 0}, {"capacity": 6, "seed": 1}),
+    "MIR": Case({**SMALL_MEMORY, "batch_size": 3}, FILLS_ONLY, {"capacity": 6, "candidates": 5}),
+    "Replay": Case(SMALL_MEMORY, FILLS_ONLY, {"capacity": 6, "seed": 1}),
     "SynapticIntelligence": Case({"strength": 2.0}),
     "TRGP": Case(**SCALED),
     "TaskFreeMAS": Case(
         {"hard_samples": 6, "updates_per_batch": 1, "window": 2, "max_mean": 3.0},
         other={"strength": 2.0, "hard_samples": 4, "updates_per_batch": 1},
     ),
+    "UER": Case(SMALL_MEMORY, {**FILLS_ONLY, "incoming": "dot"}, {"capacity": 6, "incoming": "dot"}),
     "TrainOnly": Case({"parameters": ["weight"]}, {"parameters": ["."]}, {"parameters": ["net.4"]}, stateless=True),
 }
 SMALL = {"num_classes": 4, "backbone": "mlp", "input_shape": (1, 8, 8), "backbone_args": {"hidden": (16,)}}
-METHODS: dict[str, Sequence[Mapping[str, Any]]] = {"Classifier": [SMALL, {**SMALL, "head": "growing"}]}
+METHODS: dict[str, Sequence[Mapping[str, Any]]] = {
+    "Classifier": [SMALL, {**SMALL, "head": "growing"}],
+    "ICaRL": [SMALL],
+}
 """In how many ways a method is tried, and with what arguments."""
 FAKES = Path(__file__).parent / "fakes"
 """A module for each stream that needs something, of the stream's own name: `write(root)` makes tiny files in the
