@@ -8,7 +8,6 @@ import argparse
 import json
 import statistics
 import time
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,23 +65,24 @@ def learn(seed: int, epochs: int, root: str, every: int) -> dict[str, Any]:
 
 
 def markdown(records: list[dict[str, Any]]) -> str:
-    info = machine() | {"avalanche-lib": version("avalanche-lib")}
+    info, counts = machine() | {"avalanche-lib": version("avalanche-lib")}, sorted({r["epochs"] for r in records})
     lines = [
         "# Peers",
         "",
-        "Written by `python benchmarks/peers.py`. " + "; ".join(f"{k}: {v}" for k, v in info.items()),
+        f"Written by `python benchmarks/peers.py --epochs {' '.join(map(str, counts))}`. "
+        + "; ".join(f"{k}: {v}" for k, v in info.items()),
         "",
         "| MLP 784-400-400-10 | epochs | average accuracy | forgetting | CPU s per run |",
         "|---|---|---|---|---|",
     ]
-    for epochs in sorted({record["epochs"] for record in records}):
+    for epochs in counts:
         accuracy, forgetting, seconds = (
             [record[name] for record in records if record["epochs"] == epochs]
             for name in ("average_accuracy", "forgetting", "cpu_seconds")
         )
         reached = f"{mean_and_deviation(accuracy)} | {mean_and_deviation(forgetting)}"
         lines.append(
-            f"| Avalanche, `Naive` and `ReplayPlugin` | {epochs} | {reached} | {statistics.median(seconds):.0f} |"
+            f"| Avalanche, `Naive` and `ReplayPlugin` | {epochs} | {reached} | {statistics.median(seconds):.1f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -96,7 +96,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
     args = parser.parse_args()
     quiet()
-    warnings.filterwarnings("ignore", category=DeprecationWarning)  # Avalanche's own
     records = []
     for epochs in args.epochs:
         for seed in SEEDS:

@@ -409,8 +409,8 @@ class WatchedReplay(Replay):
 
     @override
     def on_train_batch_start(self, *args: Any) -> None:
+        self._pointers = self._addresses()
         self._watch = Allocations().__enter__()
-        self._pointers = [column.data_ptr() for column in self.memory._storage.values()]
         super().on_train_batch_start(*args)
 
     @override
@@ -419,7 +419,10 @@ class WatchedReplay(Replay):
         self._watch.__exit__(None, None, None)
         if self._pointers:
             self.largest = max(self.largest, self._watch.largest)
-            self.moved += self._pointers != [column.data_ptr() for column in self.memory._storage.values()]
+            self.moved += self._pointers != self._addresses()
+
+    def _addresses(self) -> list[int]:
+        return [column.data_ptr() for column in self.memory.items.values()] if len(self.memory) else []
 
 
 def memory_figures(root: str, count: int = 10_000) -> list[Figure]:

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from lightning_cl.callbacks.replay.der import DER as DER
     from lightning_cl.callbacks.replay.derpp import DERpp as DERpp
     from lightning_cl.callbacks.replay.er_ace import ERACE as ERACE
+    from lightning_cl.callbacks.replay.fpf import FPF as FPF
     from lightning_cl.callbacks.replay.gdumb import GDumb as GDumb
     from lightning_cl.callbacks.replay.gss import GSS as GSS
+    from lightning_cl.callbacks.replay.kfpf import KFPF as KFPF
     from lightning_cl.callbacks.replay.mir import MIR as MIR
+    from lightning_cl.callbacks.replay.refresh_learning import RefreshLearning as RefreshLearning
     from lightning_cl.callbacks.replay.replay import Replay as Replay
     from lightning_cl.callbacks.replay.uer import UER as UER
 
@@ -37,16 +40,19 @@ __getattr__, __dir__ = lazy(
         "DERpp": "replay.derpp",
         "ERACE": "replay.er_ace",
         "EWC": "regularization.ewc",
+        "FPF": "replay.fpf",
         "FeatureDistillation": "regularization.feature_distillation",
         "FisherMerge": "regularization.fisher_merge",
         "FlopsMeter": "monitors.flops",
         "GDumb": "replay.gdumb",
         "GPM": "projection.gpm",
         "GSS": "replay.gss",
+        "KFPF": "replay.kfpf",
         "L2Anchor": "regularization.l2_anchor",
         "LwF": "regularization.lwf",
         "MAS": "regularization.mas",
         "MIR": "replay.mir",
+        "RefreshLearning": "replay.refresh_learning",
         "Replay": "replay.replay",
         "SynapticIntelligence": "regularization.synaptic_intelligence",
         "TRGP": "projection.trgp",

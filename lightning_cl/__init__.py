@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning_cl.logger import RunLogger as RunLogger
     from lightning_cl.memory import Memory as Memory
     from lightning_cl.metrics import AccuracyMatrix as AccuracyMatrix
+    from lightning_cl.rehearsal import Storage as Storage
     from lightning_cl.run import StreamResult as StreamResult
     from lightning_cl.run import evaluate_stream as evaluate_stream
     from lightning_cl.run import fit_stream as fit_stream
@@ -38,6 +39,7 @@ __getattr__, __dir__ = lazy(
         "RunLogger": "logger",
         "Samples": "samples",
         "SourceStream": "scenarios",
+        "Storage": "rehearsal",
         "StreamDataModule": "stream",
         "StreamResult": "run",
         "TensorData": "samples",

@@ -123,7 +123,7 @@ def find_last(folders: Iterable[Path]) -> Path | None:
 
 
 def check_state(state: dict[str, Any], shape: dict[str, Any], world_size: int, callbacks: list[str]) -> None:
-    """Refuse a checkpoint of another stream, another number of processes or other callbacks.
+    """Refuse a checkpoint of another stream or other callbacks, or within an experience of more or fewer processes.
 
     Args:
         state: The run's state in the checkpoint.
@@ -144,10 +144,16 @@ def check_state(state: dict[str, Any], shape: dict[str, Any], world_size: int, c
                 f"The checkpoint belongs to another stream: `{name}` was {there} and is {here} now. Resume with the "
                 "arguments that the run was started with (its config.yaml), or start a new run."
             )
-    if state["world_size"] != world_size:
+    if state["world_size"] != world_size and state["within"]:
         raise CheckpointError(
-            f"The checkpoint was written by {state['world_size']} process(es) and this run has {world_size}: the order "
-            "of samples and what each process holds differ. Set `devices` and `num_nodes` as they were."
+            f"The checkpoint was written within an experience by {state['world_size']} process(es) and this run has "
+            f"{world_size}, whose batches are others. Set `devices` and `num_nodes` as they were, or go on from an "
+            "experience checkpoint (experience_<i>.ckpt)."
+        )
+    if state["world_size"] != world_size:
+        rank_zero_warn(
+            f"The run goes on with {world_size} process(es), after {state['world_size']}: batches of all processes "
+            "together are of another size. Set `batch_size`, or the learning rate, so that they fit."
         )
     gone = [key for key in state["callbacks"] if key not in callbacks]
     new = [key for key in callbacks if key not in state["callbacks"]]

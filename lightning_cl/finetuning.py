@@ -170,7 +170,7 @@ def mean_gradients(trainer: Trainer, loss: Tensor, parameters: Sequence[Tensor])
     flat = sum_over_ranks(trainer, flat) / (trainer.world_size * scale)
     if scaler is not None and not flat.isfinite().all():
         return None
-    parts = flat.split([gradient.numel() for gradient in gradients])
+    parts = flat.split_with_sizes([gradient.numel() for gradient in gradients])
     return [part.view_as(g).to(g.dtype) for part, g in zip(parts, gradients, strict=True)]
 
 
@@ -283,12 +283,13 @@ class FineTuning:
         layers: Iterable[nn.Module],
         batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
     ) -> None:
-        weights = list(dict.fromkeys(p for layer in layers for p in _own(layer)))
+        weights: list[Tensor] = list(dict.fromkeys(p for layer in layers for p in _own(layer)))
         competing = competitors(trainer)
         for step, (x, y, stored) in enumerate(batches):
             with trainer.precision_plugin.forward_context():
                 scores = scores_in(pl_module(x))
-            gradients = mean_gradients(trainer, replay_loss(scores, y, competing, stored, self.kd), weights)
+            loss = replay_loss(scores, y, competing, stored, self.kd)
+            gradients = mean_gradients(trainer, loss, weights) if weights else None
             rate = self.lr / 2 * (1 + math.cos(math.pi * step / self.steps))
             if gradients is not None:
                 with torch.no_grad():
@@ -315,7 +316,7 @@ def average_over_ranks(trainer: Trainer, values: Sequence[Tensor]) -> None:
     if trainer.world_size == 1 or not values:
         return
     flat = sum_over_ranks(trainer, torch.cat([value.flatten() for value in values])) / trainer.world_size
-    for value, part in zip(values, flat.split([value.numel() for value in values]), strict=True):
+    for value, part in zip(values, flat.split_with_sizes([value.numel() for value in values]), strict=True):
         value.copy_(part.view_as(value))
 
 
@@ -330,7 +331,7 @@ def measured_tensors(trainer: Trainer, module: nn.Module) -> dict[str, Tensor]:
 
     The latter are averaged over processes.
     """
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    named: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for name, layer in module.named_modules():
         named |= {f"{name}.{key}": value for key, value in zip(_STATISTICS, _statistics(layer), strict=False)}
     copies = {name: value.detach().clone() for name, value in named.items()}

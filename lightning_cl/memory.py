@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from lightning_cl.policies import NO_GROUPS, NO_SCORES, POLICIES, Offer
+from lightning_cl.policies import NO_GROUPS, NO_SCORES, POLICIES, KeyedReservoir, Offer, share
 from lightning_cl.stores import FileStore, Store, TensorStore
 from lightning_cl.utilities import permutation
 
@@ -24,7 +24,7 @@ class Memory:
     policy                 what stays when more are offered
     ====================== ============================================================================================
     ``reservoir``          a uniform sample of all
-    ``keyed_reservoir``    the same, in a form that can be merged, at 8 bytes an item
+    ``keyed_reservoir``    the same, in a form that can be merged, for some 100 bytes an item
     ``balanced_reservoir`` a reservoir in which items of the largest group go first
     ``class_quota``        of each group the items of highest score, as many of each; uniform scores if none are given
     ``ring``               of each group the newest, as many of each
@@ -145,8 +145,8 @@ class Memory:
                 if self.file
                 else TensorStore(columns, self.capacity, self.device)
             )
-        self._check(columns)
-        held = [NO_GROUPS if self.groups is None else self.groups, NO_SCORES if self.scores is None else self.scores]
+        self._check("items", columns)
+        held = NO_GROUPS if self.groups is None else self.groups, NO_SCORES if self.scores is None else self.scores
         choice = self._policy.assign(Offer(count, self.seen, *marks, *held, self._size))
         self.seen += count
         target, rows = _last_wins(choice.slots)
@@ -158,9 +158,10 @@ class Memory:
                     column = self._marks[name] if name in self._marks else self._make_mark(name)
                     column.index_copy_(0, target, values.index_select(0, rows))
             self._size = max(self._size, int(target[-1]) + 1)
-        if len(choice.vacated):
-            self._close(choice.vacated)
-        return torch.full_like(choice.slots, -1).index_copy_(0, rows, target)
+        slots = torch.full_like(choice.slots, -1).index_copy_(0, rows, target)
+        for old, new in self._close(choice.vacated).items():
+            slots[slots == old] = new
+        return slots
 
     def _given(self, count: int, groups: Tensor | None, scores: Tensor | None) -> list[Tensor | None]:
         """Groups and scores of a batch as they are kept."""
@@ -170,22 +171,28 @@ class Memory:
                 raise ValueError(f"`{name}` must be given: {self.policy!r} needs them, or items before had them.")
             if values is not None and name == "scores" and not self._policy.accepts_scores:
                 raise ValueError(f"`scores` must be left out: the policy {self.policy!r} does not choose by any.")
+            if values is not None and name == "groups" and self._size and name not in self._marks:
+                raise ValueError("`groups` must be left out, as with the items that were inserted before.")
             if values is not None and values.shape != (count,):
                 raise ValueError(f"`{name}` must be a number for each of {count} items, got {tuple(values.shape)}.")
+            if name == "scores" and values is not None and values.isnan().any():
+                raise ValueError("`scores` must be numbers, got NaN.")
             given.append(None if values is None else values.detach().to("cpu", dtype))
         return given
 
-    def _close(self, vacated: Tensor) -> None:
-        """Move items from the end to the slots that became empty."""
-        assert self._store is not None
+    def _close(self, vacated: Tensor) -> dict[int, int]:
+        """Move items from the end to the slots that became empty. Return old and new slots."""
+        if not len(vacated):
+            return {}
         size = self._size - len(vacated)
         holes = vacated[vacated < size]
         last = torch.arange(size, self._size, device="cpu")
         last = last[~torch.isin(last, vacated)]
-        self._store.compact(vacated, last, holes)
+        self._stored().compact(vacated, last, holes)
         for mark in self._marks.values():
             mark[holes] = mark[last]
         self._size = size
+        return dict(zip(last.tolist(), holes.tolist(), strict=True))
 
     def sample(self, count: int, generator: Generator, balanced: bool = False) -> Tensor:
         """Choose slots without replacement, in random order.
@@ -212,8 +219,12 @@ class Memory:
         return order[_rank_within(self.groups[order]).argsort(stable=True)[:count]]
 
     def take(self, slots: Tensor) -> Any:
-        """Return copies of the items in ``slots``, in the structure of the first insert."""
-        return self._pack(self._stored().read(slots))
+        """Return copies of the items in ``slots``, in the structure of the first insert.
+
+        Raises:
+            IndexError: If a slot is empty, or negative.
+        """
+        return self._pack(self._stored().read(self._checked(slots)))
 
     def draw(self, count: int, generator: Generator, balanced: bool = False) -> Any:
         """Draw items without replacement, in random order; the arguments are those of :meth:`sample`.
@@ -225,7 +236,8 @@ class Memory:
             ValueError: As :meth:`sample`.
             RuntimeError: Before the first insert, when the structure is not known.
         """
-        return self.take(self.sample(count, generator, balanced))
+        stored = self._stored()
+        return self._pack(stored.read(self.sample(count, generator, balanced)))
 
     def update(self, slots: Tensor, columns: Mapping[str, Tensor]) -> None:
         """Replace some columns of the items in ``slots``, which must differ.
@@ -233,28 +245,42 @@ class Memory:
         Args:
             slots: Slots ``(N,)``; negative ones (as of items that :meth:`insert` did not keep) are passed over.
             columns: Rows ``(N, *)`` by the name of the column.
+
+        Raises:
+            IndexError: If a slot is empty.
+            ValueError: If a column is not one of the memory, or of another dtype or shape.
         """
+        self._check("columns", columns, partial=True)
+        if any(len(column) != len(slots) for column in columns.values()):
+            raise ValueError(f"`columns` must have a row for each of {len(slots)} slots.")
         rows = (slots >= 0).nonzero().flatten()
-        stored = self._stored()
-        kept = {name: column.index_select(0, rows.to(column.device)) for name, column in columns.items()}
-        stored.write(slots[rows], {**stored.read(slots[rows]), **kept})
+        slots = self._checked(slots[rows])
+        kept = {name: column.detach().index_select(0, rows.to(column.device)) for name, column in columns.items()}
+        self._stored().write(slots, kept)
 
     def merge(self, other: "Memory") -> None:
         """Take in a memory of another part of the stream, as if this one had been offered both parts.
 
-        Exact for the policies that keep the items of highest score: ``keyed_reservoir``, and ``class_quota``. A memory
-        that is merged into an empty, smaller one is cut to its size.
+        For the policies that keep the items of highest score. Exact for ``keyed_reservoir`` if ``other`` is as large as
+        this one or larger, and for ``class_quota`` if besides the groups appeared in the same order, or are others. So
+        a memory that is merged into an empty, smaller one is cut to its size.
+
+        Args:
+            other: The memory, which stays as it is. Where scores were drawn, it must have another ``seed``.
 
         Raises:
             ValueError: If the policies differ, or cannot be merged.
         """
-        if self.policy != other.policy or self.policy not in ("keyed_reservoir", "class_quota"):
+        mine, its = self._policy, other._policy
+        if self.policy != other.policy or not isinstance(mine, KeyedReservoir) or not mine.accepts_scores:
             raise ValueError(
                 f"`other` must have the same policy, 'keyed_reservoir' or 'class_quota', got {other.policy!r} for "
                 f"{self.policy!r}: only what keeps the items of highest score can be merged."
             )
-        if len(other):
-            self.insert(other.items, groups=other.groups, scores=other.scores)
+        assert isinstance(its, KeyedReservoir)
+        mine.expect(its.quotas)
+        for part in _parts(torch.arange(len(other), device="cpu")):
+            self.insert(other.take(part), **{name: values[part] for name, values in other._marks.items()})
         self.seen += other.seen - len(other)
 
     def state_dict(self) -> dict[str, Any]:
@@ -327,19 +353,28 @@ class Memory:
     def _mark(self, name: str) -> Tensor | None:
         return self._marks[name][: self._size] if name in self._marks else None
 
-    def _check(self, columns: Mapping[str, Tensor]) -> None:
+    def _check(self, argument: str, columns: Mapping[str, Tensor], partial: bool = False) -> None:
         expected = self._stored().front(0)
-        if columns.keys() != expected.keys():
+        if not (columns.keys() <= expected.keys() if partial else columns.keys() == expected.keys()):
             raise ValueError(
-                f"`items` must have the columns of the first insert, {list(expected)}, got {list(columns)}."
+                f"`{argument}` must {'be of' if partial else 'have'} the columns of the first insert, "
+                f"{list(expected)}, got {list(columns)}."
             )
-        for name, stored in expected.items():
-            column = columns[name]
+        for name, column in columns.items():
+            stored = expected[name]
             if column.dtype != stored.dtype or column.shape[1:] != stored.shape[1:]:
                 raise ValueError(
-                    f"`items`: column {name!r} must be {stored.dtype} with items of shape {tuple(stored.shape[1:])} as "
-                    f"in the first insert, got {column.dtype} with {tuple(column.shape[1:])}."
+                    f"`{argument}`: column {name!r} must be {stored.dtype} with items of shape "
+                    f"{tuple(stored.shape[1:])} as in the first insert, got {column.dtype} with "
+                    f"{tuple(column.shape[1:])}."
                 )
+
+    def _checked(self, slots: Tensor) -> Tensor:
+        """The slots, if all are filled, as they are used."""
+        if len(slots) and not 0 <= slots.min() <= slots.max() < self._size:
+            came = f"{int(slots.min())} to {int(slots.max())}"
+            raise IndexError(f"`slots` must be filled, which 0 to {self._size - 1} are, got {came}.")
+        return slots.cpu()
 
     def _pack(self, columns: dict[str, Tensor]) -> Any:
         if self._structure == "dict":
@@ -348,53 +383,60 @@ class Memory:
         return {"tensor": values[0], "list": values, "tuple": tuple(values)}[self._structure]
 
 
-def share(total: int, rank: int, world_size: int) -> int:
-    """What a rank has of a number that is split as evenly as can be.
-
-    Example:
-        >>> [share(10, rank, 4) for rank in range(4)]
-        [3, 3, 2, 2]
-    """
-    return total // world_size + (rank < total % world_size)
-
-
 def deal(shards: Sequence[Memory], into: Memory, rank: int, world_size: int) -> None:
     """Fill an empty memory with the part of a rank of what several memories hold, when their number changes.
 
     Items are dealt out in random order, group by group, so that each rank gets as many of each as the others. Together
-    the ranks hold what the shards held, and each goes on as one that was offered its part of the whole stream: the
-    union stays the stratified sample that it was.
+    the ranks hold what the shards held (but for items of groups for which a rank has fewer places, where places are
+    counted by group), and each goes on as one that was offered its part of the whole stream: the union stays the
+    stratified sample that it was.
 
     Args:
         shards: What all ranks held before, in the same order on every rank.
-        into: The memory of this rank; its capacity is its share of the whole.
+        into: The memory of this rank; its capacity is its :func:`share` of the whole.
         rank: This rank.
         world_size: Number of ranks there are now.
     """
-    sizes = torch.tensor([len(shard) for shard in shards])
-    groups = _joined([shard.groups for shard in shards])
-    scores = _joined([shard.scores for shard in shards])
-    order = permutation(int(sizes.sum()), seed=0)
+    marks = {name: _joined([shard._mark(name) for shard in shards]) for name in ("groups", "scores")}
+    own = _dealt(sum(len(shard) for shard in shards), marks["groups"], marks["scores"], rank, world_size)
+    if not into._policy.accepts_scores:
+        marks["scores"] = None
+    for shard in shards:
+        if isinstance(into._policy, KeyedReservoir) and isinstance(shard._policy, KeyedReservoir):
+            into._policy.expect(shard._policy.quotas)
+    into._structure = next((shard._structure for shard in shards if shard._store is not None), into._structure)
+    for part in _parts(own):
+        given = {name: values[part] for name, values in marks.items() if values is not None}
+        into.insert(into._pack(_read(shards, part)), **given)
+    into.seen = share(sum(shard.seen for shard in shards), rank, world_size)
+
+
+def _dealt(total: int, groups: Tensor | None, scores: Tensor | None, rank: int, world_size: int) -> Tensor:
+    """Which of all items a rank gets, in the order in which it is offered them."""
+    order = permutation(total, seed=0)
     if groups is not None:
         order = order[groups[order].argsort(stable=True)]
-    own = order[rank::world_size]
-    if scores is not None:
-        own = own[scores[own].argsort(stable=True)]  # where the score is the age, the oldest come first
-    ends = sizes.cumsum(0)
-    for part in own.split(4096):  # there may be more than fit in RAM
-        given = {"groups": groups, "scores": scores if into._policy.accepts_scores else None}
-        marks = {name: values[part] for name, values in given.items() if values is not None}
-        shard = torch.searchsorted(ends, part, right=True)
-        slots = part - (ends - sizes)[shard]
-        read = [(shard == k, shards[k]._stored().read(slots[shard == k])) for k in shard.unique().tolist()]
-        columns = {name: rows.new_empty((len(part), *rows.shape[1:])) for name, rows in read[0][1].items()}
-        for where, rows in read:
-            for name, column in columns.items():
-                column[where] = rows[name]
-        into._structure = next(shard._structure for shard in shards if shard._store is not None)
-        into.insert(into._pack(columns), **marks)
-    seen = sum(shard.seen for shard in shards)
-    into.seen = share(seen, rank, world_size) if len(into) == into.capacity else len(into)
+    own = order[rank::world_size].contiguous()  # for the search below, which warns else
+    return own if scores is None else own[scores[own].argsort(stable=True)]  # a score may be the age: oldest first
+
+
+def _read(memories: Sequence[Memory], numbers: Tensor) -> dict[str, Tensor]:
+    """Rows of several memories, whose items are numbered through."""
+    ends = torch.tensor([len(memory) for memory in memories], device="cpu").cumsum(0)
+    places = torch.searchsorted(ends, numbers, right=True)
+    columns: dict[str, Tensor] = {}
+    for k in places.unique().tolist():
+        where = places == k
+        for name, rows in memories[k]._stored().read(numbers[where] - ends[k] + len(memories[k])).items():
+            if name not in columns:
+                columns[name] = rows.new_empty((len(numbers), *rows.shape[1:]))
+            columns[name][where.to(rows.device)] = rows
+    return columns
+
+
+def _parts(numbers: Tensor) -> tuple[Tensor, ...]:
+    """Parts whose rows fit in RAM together; none of nothing."""
+    return numbers.split(4096) if len(numbers) else ()
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

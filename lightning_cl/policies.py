@@ -1,17 +1,27 @@
 """Which of the samples that a stream offers stay in a memory of fixed size."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+import itertools
+from bisect import insort
+from collections.abc import Callable, Iterable, Mapping
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Generator, Tensor
 from typing_extensions import override
 
 NO_GROUPS = NO_SLOTS = torch.empty(0, dtype=torch.int64, device="cpu")
 NO_SCORES = torch.empty(0, dtype=torch.float64, device="cpu")
+
+
+def share(total: int, rank: int, count: int) -> int:
+    """What one of several has of a number that is split as evenly as can be, the first getting what is left over.
+
+    Example:
+        >>> [share(10, rank, 4) for rank in range(4)]
+        [3, 3, 2, 2]
+    """
+    return total // count + (rank < total % count)
 
 
 class Offer(NamedTuple):
@@ -42,7 +52,7 @@ class Choice(NamedTuple):
     Attributes:
         slots: A slot for each item, int64 ``(N,)``: ``-1`` drops it. Slot ``k`` may be filled only after slots ``0`` to
             ``k - 1``. A slot may be named twice; the later item wins.
-        vacated: Slots that lose their item and get no other, above all in ``slots`` that were filled before.
+        vacated: Slots that lose their item and get no other. The memory then moves its last items there.
         scores: What is kept as the score of each item, float64 ``(N,)``; ``None`` if nothing is.
     """
 
@@ -54,8 +64,22 @@ class Choice(NamedTuple):
 class Policy(Protocol):
     """Decide in which slot of a memory each offered item goes.
 
-    A policy is made with the memory's ``(capacity, seed)`` and draws random numbers from a generator of its own. To add
-    one, put its class in :data:`POLICIES`.
+    A policy is made with the memory's ``(capacity, seed)`` and draws random numbers from a generator of its own. It may
+    remember what is in which slot: only :meth:`assign` changes that. To add one, put its class in :data:`POLICIES`.
+
+    Example:
+        >>> class First(Policy):  # the first items stay
+        ...     def __init__(self, capacity, seed):
+        ...         self.capacity = capacity
+        ...     def assign(self, offer):
+        ...         slots = torch.arange(offer.size, offer.size + offer.count)
+        ...         return Choice(slots.masked_fill(slots >= self.capacity, -1))
+        ...     def state_dict(self):
+        ...         return {}
+        ...     def load_state_dict(self, state_dict):
+        ...         pass
+        >>> First(2, seed=0).assign(Offer(3, 0, None, None, NO_GROUPS, NO_SCORES, 0)).slots
+        tensor([ 0,  1, -1])
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -109,19 +133,28 @@ class Reservoir(_Random):
     Args:
         capacity: Number of slots :math:`B`.
         seed: Fixes the random numbers.
+
+    Example:
+        >>> from lightning_cl import Memory
+        >>> memory = Memory(3, policy="reservoir", seed=8)
+        >>> memory.insert(torch.arange(6))
+        tensor([-1,  1, -1, -1,  2,  0])
     """
 
     @override
     def assign(self, offer: Offer) -> Choice:
-        slots = torch.arange(offer.seen, offer.seen + offer.count, device="cpu")
-        late = slots[max(self.capacity - offer.seen, 0) :]  # a view: the items that find the memory full
-        late.copy_(
-            self.uniform(len(late)) * (late + 1)
-        )  # in float64 the product stays below n + 1; the copy rounds down
+        slots, late, places = self._places(offer)
+        late.copy_(self.uniform(len(late)) * places)  # rounds down; in float64 the product stays below n + 1
         return Choice(slots.masked_fill_(slots >= self.capacity, -1))
 
+    def _places(self, offer: Offer) -> tuple[Tensor, Tensor, Tensor]:
+        """The next slots, the part of them (a view) that is beyond the last slot, and :math:`n + 1` for each in it."""
+        slots = torch.arange(offer.size, offer.size + offer.count, device="cpu")
+        late = slots[max(self.capacity - offer.size, 0) :]
+        return slots, late, late + (offer.seen - offer.size + 1)
 
-class BalancedReservoir(_Random):
+
+class BalancedReservoir(Reservoir):
     r"""A reservoir in which what goes is an item of the largest group.
 
     An item is accepted as by :class:`Reservoir`, with probability :math:`\min(1, B / (n + 1))`; once the memory is full
@@ -130,43 +163,62 @@ class BalancedReservoir(_Random):
     Experience Replay: a Bag of Tricks for Continual Learning", ICPR 2020).
 
     Each place depends on what came before it, so the accepted items are gone through one by one, as plain integers.
-    The cut into batches does not change the content.
+    The cut into batches does not change the content. The slots of each group are kept as a list.
 
     Args:
         capacity: Number of slots :math:`B`.
         seed: Fixes the random numbers.
+
+    Example:
+        >>> from lightning_cl import Memory
+        >>> memory = Memory(4, policy="balanced_reservoir")
+        >>> slots = memory.insert(torch.arange(8), groups=torch.tensor([0, 0, 0, 0, 1, 0, 1, 0]))
+        >>> memory.groups.bincount()
+        tensor([2, 2])
     """
 
     needs = ("groups",)
 
+    def __init__(self, capacity: int, seed: int) -> None:
+        super().__init__(capacity, seed)
+        self._slots: dict[int, list[int]] = {}  # of each group, in order, once the memory is full
+
     @override
     def assign(self, offer: Offer) -> Choice:
         assert offer.groups is not None
-        numbers = torch.arange(offer.seen, offer.seen + offer.count, device="cpu")
-        late = numbers[max(self.capacity - offer.seen, 0) :]
-        early = offer.count - len(late)
+        slots, late, places = self._places(offer)
         draws = self.uniform(2 * len(late)).view(-1, 2)  # one decides whether, the other in whose place
-        accepted = (draws[:, 0] * (late + 1)).long() < self.capacity
+        accepted = (draws[:, 0] * places).long() < self.capacity
         late.fill_(-1)
         if accepted.any():
-            held = torch.cat([offer.held_groups, offer.groups[:early]])
-            late[accepted] = _in_place_of(held, offer.groups[early:][accepted], draws[accepted, 1])
-        return Choice(numbers)
+            early = offer.count - len(late)
+            if not self._slots:
+                self._slots = _slots_of(torch.cat([offer.held_groups, offer.groups[:early]]))
+            pairs = zip(offer.groups[early:][accepted].tolist(), draws[accepted, 1].tolist(), strict=True)
+            late[accepted] = _integers([self._replace(group, u) for group, u in pairs])
+        return Choice(slots)
+
+    def _replace(self, group: int, u: float) -> int:
+        """Put an item of this group in the place of one of the largest."""
+        if group not in self._slots:
+            self._slots = dict(sorted([*self._slots.items(), (group, [])]))
+        victims = max(self._slots.values(), key=len)  # the first of equals, as the labels are in order
+        slot = victims.pop(int(u * len(victims)))
+        insort(self._slots[group], slot)
+        return slot
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._slots = {}
 
 
-def _in_place_of(held: Tensor, groups: Tensor, uniform: Tensor) -> Tensor:
-    """The slot that each item takes, one after another, in a full memory of items of these groups."""
-    of_slot = held.numpy()  # a copy, made by `torch.cat`
-    labels, sizes = np.unique(of_slot, return_counts=True)
-    counts = Counter(dict(zip(labels.tolist(), sizes.tolist(), strict=True)))
-    slots = []
-    for group, u in zip(groups.tolist(), uniform.tolist(), strict=True):
-        largest = max(counts, key=lambda label: (counts[label], -label))
-        slots.append(int(np.flatnonzero(of_slot == largest)[int(u * counts[largest])]))
-        of_slot[slots[-1]] = group
-        counts[largest] -= 1
-        counts[group] += 1
-    return torch.tensor(slots, device="cpu")
+def _slots_of(groups: Tensor) -> dict[int, list[int]]:
+    """The slots of each group, both in order."""
+    slots: dict[int, list[int]] = {group: [] for group in groups.unique().tolist()}
+    for slot, group in enumerate(groups.tolist()):
+        slots[group].append(slot)
+    return slots
 
 
 class Fifo(Policy):
@@ -175,6 +227,13 @@ class Fifo(Policy):
     Args:
         capacity: Number of slots.
         seed: Nothing is random.
+
+    Example:
+        >>> from lightning_cl import Memory
+        >>> memory = Memory(2, policy="fifo")
+        >>> slots = memory.insert(torch.arange(5))
+        >>> memory.items
+        tensor([4, 3])
     """
 
     def __init__(self, capacity: int, seed: int) -> None:
@@ -201,13 +260,19 @@ class KeyedReservoir(_Random):
     r"""Keep the items with the highest scores; with uniform scores that is a reservoir which can be merged.
 
     Each item gets a score uniform in :math:`[0, 1)`, unless scores are given, and the :math:`B` highest stay; of
-    equals, the earlier. The :math:`B` highest of a stream are those of the :math:`B` highest of its parts: what is
+    equals, what is held already (and of what is held, that in the lower slot). The :math:`B` highest of a stream are those of the :math:`B` highest of its parts: what is
     kept is, as a set, the same however the stream is cut, in time or over processes, and a smaller memory keeps part
     of what a larger one does. Avalanche keeps its reservoirs in this form.
 
     Args:
         capacity: Number of slots :math:`B`.
-        seed: Fixes the scores.
+        seed: Fixes the scores. Memories that are to be merged must differ in it, or their items have the same scores.
+
+    Example:
+        >>> from lightning_cl import Memory
+        >>> memory = Memory(2, policy="keyed_reservoir")
+        >>> memory.insert(torch.arange(4), scores=torch.tensor([0.1, 0.2, 0.3, 0.4]))
+        tensor([-1, -1,  0,  1])
     """
 
     accepts_scores = True
@@ -215,70 +280,71 @@ class KeyedReservoir(_Random):
 
     def __init__(self, capacity: int, seed: int) -> None:
         super().__init__(capacity, seed)
-        self.groups: list[int] = []  # in order of appearance
-        self._lowest: dict[int, float] = {}  # score that a new item must exceed, of groups that have all their items
+        self.quotas: dict[int, int] = {}  # places of each group, in order of appearance
+        self._heaps: dict[int, list[tuple[float, int]]] = {}  # score and negative slot of what each group holds
 
     def scores(self, offer: Offer) -> Tensor:
         """The score of each item."""
         return self.uniform(offer.count) if offer.scores is None else offer.scores
 
+    def expect(self, groups: Iterable[int]) -> None:
+        """Reckon with these groups from now on, in this order, whether or not there are items of them."""
+        labels = list(dict.fromkeys([*self.quotas, *groups]))
+        if len(labels) > len(self.quotas):
+            self.quotas = {label: share(self.capacity, rank, len(labels)) for rank, label in enumerate(labels)}
+
     @override
     def assign(self, offer: Offer) -> Choice:
         scores = self.scores(offer)
-        values = scores.numpy()
-        groups, held = np.zeros(offer.count, int), np.zeros(offer.size, int)
-        if self.by_group:
-            assert offer.groups is not None
-            groups, held = offer.groups.numpy(), offer.held_groups.numpy()
-        present = dict.fromkeys(groups.tolist())
-        if new := [group for group in present if group not in self.groups]:
-            self.groups += new
-            present = dict.fromkeys(self.groups)  # all have fewer places now
-        free, kept = [], []
-        for group in present:
-            candidates = np.flatnonzero((groups == group) & (values > self._lowest.get(group, -np.inf)))
-            if new or len(candidates):
-                rivals = np.flatnonzero(held == group)
-                both = np.concatenate([offer.held_scores.numpy()[rivals], values[candidates]])
-                stays = _highest(both, quota := self._quota(group))
-                free.append(rivals[~stays[: len(rivals)]])
-                kept.append(candidates[stays[len(rivals) :]])
-                self._lowest[group] = both[stays].min() if 0 < quota <= len(both) else -np.inf
-        slots = torch.full((offer.count,), -1, device="cpu")
-        if not free:
-            return Choice(slots, scores=scores)
-        chosen = torch.from_numpy(np.concatenate(kept))
-        places = torch.from_numpy(np.concatenate(free)).sort().values
-        places = torch.cat(
-            [places, torch.arange(offer.size, offer.size + max(len(chosen) - len(places), 0), device="cpu")]
-        )
-        slots[chosen] = places[: len(chosen)]
-        return Choice(slots, places[len(chosen) :], scores)
+        groups = self._groups(offer.groups, offer.count)
+        if not self._heaps:
+            self._fill(self._groups(offer.held_groups, offer.size), offer.held_scores.tolist())
+        self.expect(groups)
+        free, unused = self._trim(), itertools.count(offer.size)
+        slots = []
+        for group, score in zip(groups, scores.tolist(), strict=True):
+            heap, slot = self._heaps[group], -1
+            if len(heap) < self.quotas[group]:
+                slot = free.pop() if free else next(unused)
+                heappush(heap, (score, -slot))
+            elif heap and score > heap[0][0]:
+                slot = -heapreplace(heap, (score, heap[0][1]))[1]
+            slots.append(slot)
+        if free:
+            self._heaps = {}  # the memory will move items to these slots
+        return Choice(_integers(slots), _integers(free), scores)
 
-    def _quota(self, group: int) -> int:
-        places, rest = divmod(self.capacity, len(self.groups))
-        return places + (self.groups.index(group) < rest)
+    def _groups(self, groups: Tensor | None, size: int) -> list[int]:
+        return groups.tolist() if self.by_group and groups is not None else [0] * size
+
+    def _fill(self, groups: Iterable[int], scores: Iterable[float]) -> None:
+        for slot, (group, score) in enumerate(zip(groups, scores, strict=True)):
+            self._heaps.setdefault(group, []).append((score, -slot))
+        for heap in self._heaps.values():
+            heapify(heap)
+
+    def _trim(self) -> list[int]:
+        """Take from each group what is beyond its places. Return the slots, the first of them last."""
+        free: list[int] = []
+        if len(self._heaps) < len(self.quotas):  # there are new groups
+            for group, places in self.quotas.items():
+                heap = self._heaps.setdefault(group, [])
+                free += [-heappop(heap)[1] for _ in range(len(heap) - places)]
+        return sorted(free, reverse=True)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "groups": list(self.groups)}
+        return {**super().state_dict(), "groups": list(self.quotas)}
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.groups, self._lowest = list(state_dict["groups"]), {}
+        self.quotas, self._heaps = {}, {}
+        self.expect(state_dict["groups"])
 
 
-def _highest(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    """Which are among the ``count`` highest; of equals, the earlier."""
-    if count >= len(scores):
-        return np.ones(len(scores), bool)
-    if count == 0:
-        return np.zeros(len(scores), bool)
-    last = np.partition(scores, len(scores) - count)[len(scores) - count]
-    stays = scores > last
-    stays[np.flatnonzero(scores == last)[: count - stays.sum()]] = True
-    return stays
+def _integers(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 class ClassQuota(KeyedReservoir):
@@ -294,6 +360,14 @@ class ClassQuota(KeyedReservoir):
     Args:
         capacity: Number of slots :math:`B`.
         seed: Fixes the scores.
+
+    Example:
+        >>> from lightning_cl import Memory
+        >>> memory = Memory(4, policy="class_quota")
+        >>> slots = memory.insert(torch.arange(5), groups=torch.zeros(5), scores=torch.tensor([5, 4, 3, 2, 1]))
+        >>> slots = memory.insert(torch.tensor([9]), groups=torch.ones(1), scores=torch.zeros(1))
+        >>> memory.items
+        tensor([0, 1, 9])
     """
 
     by_group = True
@@ -310,6 +384,13 @@ class Ring(ClassQuota):
     Args:
         capacity: Number of slots.
         seed: Nothing is random.
+
+    Example:
+        >>> from lightning_cl import Memory
+        >>> memory = Memory(4, policy="ring")
+        >>> slots = memory.insert(torch.arange(6), groups=torch.tensor([0, 0, 0, 1, 1, 1]))
+        >>> memory.items.sort().values
+        tensor([1, 2, 4, 5])
     """
 
     accepts_scores = False
@@ -335,6 +416,13 @@ class GradientDiversity(_Random):
     Args:
         capacity: Number of slots.
         seed: Fixes rivals and outcomes.
+
+    Example:
+        >>> from lightning_cl import Memory
+        >>> memory = Memory(2, policy="gss")
+        >>> slots = memory.insert(torch.arange(2), scores=torch.tensor([1.0, 0.9]))
+        >>> memory.insert(torch.tensor([2]), scores=torch.tensor([-1.0])) >= 0  # unlike all, it is sure to stay
+        tensor([True])
     """
 
     needs = ("scores",)

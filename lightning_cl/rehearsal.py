@@ -273,8 +273,8 @@ class RehearsalCallback(ContinualCallback):
         memory: Any = self._shards
         if memory is None:
             memory = self.memory.state_dict()
-            if self.storage.sharing == "sharded" and self._trainer is not None and self._trainer.world_size > 1:
-                memory = gather_objects(self._trainer, memory)
+            if self.storage.sharing == "sharded":
+                memory = [memory] if self._trainer is None else gather_objects(self._trainer, memory)
         return {**super().state_dict(), "memory": memory, "draws": self._draws}
 
     @override
@@ -316,7 +316,7 @@ class LossRehearsal(RehearsalCallback):
     The value that is added is logged as ``replay/<name of the class>`` at steps that the trainer logs.
     """
 
-    draws: int = 1
+    num_draws: int = 1
     """How many independent draws there are in each step."""
     keeps_logits: bool = False
     """Keep with each sample, in a column :data:`LOGITS`, the scores of the forward that its loss was computed from."""
@@ -368,7 +368,7 @@ class LossRehearsal(RehearsalCallback):
     @override
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any, current: Current) -> None:
         self._drawn = []
-        for _ in range(0 if self.is_off else self.draws):
+        for _ in range(0 if self.is_off else self.num_draws):
             columns = self.draw_beside(trainer, batch, current, self.wanted(current))
             if columns:
                 x, y = self.unpacked(batch, columns)
@@ -398,8 +398,13 @@ class LossRehearsal(RehearsalCallback):
     @override
     def extra_loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any, outputs: Any) -> Tensor | None:
         if self._offered is not None:
-            scores = self.scores(pl_module, self.unpacked(batch)[0], outputs)[: len(self._offered[1])]
-            self._logits = as_float32(scores.detach())
+            scores, count = self.scores(pl_module, self.unpacked(batch)[0], outputs), len(self._offered[1])
+            if len(scores) < count:
+                raise ValueError(
+                    f"{type(self).__name__} needs the scores of all {count} current samples, and another callback took "
+                    f"them out of the batch, which has {len(scores)}: leave one of both out (as GDumb)."
+                )
+            self._logits = as_float32(scores[:count].detach())
         if not self._drawn:
             return None
         replayed = []

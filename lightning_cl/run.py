@@ -490,7 +490,7 @@ class StreamRun(Callback):
             setattr(self, name, state[name])
         self.matrix.correct, self.matrix.total = state["correct"].clone(), state["total"].clone()
         self._unlogged = state["unlogged"]
-        own = state["ranks"][getattr(rank_zero_only, "rank", 0)]
+        own = state["ranks"][getattr(rank_zero_only, "rank", 0) % len(state["ranks"])]  # between experiences others too
         self.seed = own["seed"]
         if self.within:
             self._pending_rng, self._results = own["rng"], own["results"]

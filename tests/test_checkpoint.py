@@ -176,7 +176,7 @@ def test_last_follows_links(tmp_path: Path) -> None:
 
 SHAPE = {"stream": "SplitDigits", "classes": [[0, 1], [2, 3]], "seed": 0, "batch_size": 16}
 SAVED = ["EWC{'strength': '1.0'}", "Replay{'capacity': '100'}"]
-STATE = {"shape": SHAPE, "world_size": 1, "callbacks": SAVED}
+STATE = {"shape": SHAPE, "world_size": 1, "within": False, "callbacks": SAVED}
 
 
 def test_checkpoint_of_the_same_run_is_accepted() -> None:
@@ -198,10 +198,10 @@ def test_checkpoint_of_another_stream_is_refused(shape: dict[str, Any], differen
         check_state(STATE, {**SHAPE, **shape}, 1, SAVED)
 
 
-def test_checkpoint_of_another_number_of_processes_is_refused() -> None:
-    with pytest.raises(
-        CheckpointError, match=r"by 1 process\(es\) and this run has 2: .* Set `devices` and `num_nodes`"
-    ):
+def test_only_between_experiences_the_number_of_processes_may_change() -> None:
+    with pytest.raises(CheckpointError, match=r"by 1 process\(es\) and this run has 2, .* `devices` .*experience_<i>"):
+        check_state({**STATE, "within": True}, SHAPE, 2, SAVED)
+    with pytest.warns(UserWarning, match=r"goes on with 2 process\(es\), after 1: (.|\n)*Set `batch_size`"):
         check_state(STATE, SHAPE, 2, SAVED)
 
 

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_cl import CheckpointError, ContinualCallback, Memory, RunLogger, fit_stream
+from lightning_cl import CheckpointError, ContinualCallback, Memory, RunLogger, Storage, fit_stream
 from lightning_cl.callbacks import EWC, Replay
 from lightning_cl.loader import ordered_batches
+from lightning_cl.rehearsal import RehearsalCallback
 from lightning_cl.revisit import Uniform
 from lightning_cl.utilities import derive_seed, get_rng_state, permutation
 from tests.helpers.contracts import (
@@ -407,6 +409,9 @@ def test_a_checkpoint_of_another_form_is_refused(form: str, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """One launch for all, as it costs seconds: what two gloo processes left, between them and against one process."""
+    for sharing in ("replicated", "sharded"):
+        replay = Replay(10, storage=Storage(sharing))
+        learn([replay], seeded(), TinyStream(batch_size=4), **with_checkpoints(tmp_path / sharing / "one"))
     script = [sys.executable, "-m", "tests.helpers.distributed", str(tmp_path)]
     done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -419,6 +424,7 @@ def test_two_processes(tmp_path: Path) -> None:
         if name in ONE_PROCESS:
             ONE_PROCESS[name](first)
     check_core(ranks)
+    check_sharing(ranks, tmp_path)
 
 
 def check_as_alone(cls: Any, found: dict[str, Any]) -> Any:
@@ -436,18 +442,48 @@ def check_ewc(found: dict[str, Any]) -> None:
     torch.testing.assert_close(importance, ewc.anchor.importance, rtol=1e-6, atol=1e-9)
 
 
-def check_replay(found: dict[str, Any]) -> None:
-    """The memory is what a memory is that is offered the batches of rank 0 and 1, joined, by hand."""
-    memory, y = Memory(10, "reservoir", derive_seed(1, 0)), samples(train=True)[1]
-    x = samples(train=True)[0]
+def offered_by_hand(memories: Sequence[Memory]) -> list[dict[str, Any]]:
+    """The states of memories that are offered the batches of rank 0 and 1: one both, joined, or two each its own."""
+    x, y = samples(train=True)
     for experience in range(2):
         here = (y // 2 == experience).nonzero().flatten()
         seed = derive_seed(derive_seed(0, experience), 2 * experience)  # the first of its epochs
         shards = [ordered_batches(permutation(24, seed), 4, rank, 2) for rank in (0, 1)]
         for parts in zip(*shards, strict=True):
-            index = here[torch.cat(parts)]
-            memory.insert({"0": x[index], "1": y[index]})
-    assert same(found["state"]["memory"], memory.state_dict())
+            for memory, index in zip(memories, parts if len(memories) == 2 else [torch.cat(parts)], strict=True):
+                groups = y[here[index]] if "groups" in memory.needs else None
+                memory.insert({"0": x[here[index]], "1": y[here[index]]}, groups=groups)
+    return [memory.state_dict() for memory in memories]
+
+
+def check_rehearsal(cls: Any, found: dict[str, Any]) -> None:
+    """The memory is what one is that is offered the joined batches by hand; each rank replays samples of its own."""
+    kept = found["state"]["memory"]
+    if kept["policy"] != "gss":  # which asks the model
+        [expected] = offered_by_hand([Memory(10, kept["policy"], derive_seed(1, 0))])
+        for name in ("0", "1"):
+            assert same(kept["columns"][name], expected["columns"][name]), cls.__name__
+    assert kept["seen"] == 48
+
+
+def check_sharing(ranks: list[dict[str, Any]], folder: Path) -> None:
+    """How two processes share a memory, and what becomes of it with more or fewer of them."""
+    for sharing in ("replicated", "sharded"):
+        first, second = (rank["rehearsal"][sharing] for rank in ranks)
+        assert same(first, second)
+        assert same(first["whole"], first["again"])
+        seeds = [derive_seed(1, 0)] if sharing == "replicated" else [derive_seed(1, 0, rank) for rank in (0, 1)]
+        expected = offered_by_hand([Memory(10 // len(seeds), "reservoir", seed) for seed in seeds])
+        assert same(first["whole"]["memory"], expected if sharing == "sharded" else expected[0])
+        alone = Replay(10, storage=Storage(sharing))
+        checkpoint = folder / sharing / "whole/checkpoints/experience_0.ckpt"
+        learn([alone], None, TinyStream(batch_size=4, augment=jitter), checkpoint)
+        for memory in (first["from_one"]["memory"], alone.state_dict()["memory"]):
+            states = memory if isinstance(memory, list) else [memory]
+            assert [state["capacity"] for state in states] == [10 // len(states)] * len(states)
+            assert sum(state["seen"] for state in states) == 48
+            kept = torch.cat([state["columns"]["0"] for state in states])
+            assert len(kept) == len(kept.unique(dim=0)) == 10
 
 
 def check_flops(found: dict[str, Any]) -> None:
@@ -466,13 +502,15 @@ def check_anytime_accuracy(found: dict[str, Any]) -> None:
 
 
 ONE_PROCESS: dict[str, Any] = {
-    **{cls.__name__: partial(check_as_alone, cls) for cls in CONTINUAL},
+    **{
+        cls.__name__: partial(check_rehearsal if issubclass(cls, RehearsalCallback) else check_as_alone, cls)
+        for cls in CONTINUAL
+        if not case_of(cls).beside  # it works on what a replay keeps, which depends on the order of samples
+    },
     "AnytimeAccuracy": check_anytime_accuracy,
     "EWC": check_ewc,
     "FlopsMeter": check_flops,
-    "Replay": check_replay,
 }
-"""Each rank of a replay draws its own samples; the others promise to be as one process."""
 
 
 def check_core(ranks: list[dict[str, Any]]) -> None:

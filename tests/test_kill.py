@@ -13,6 +13,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 SCENARIOS = ["epochs", "steps", "last_batch", "monitored", "max_steps", "no_samples", "projection"]
+SCENARIOS += ["replay_losses", "replay_file", "icarl"]
 
 
 def disturb(*arguments: object) -> str:

@@ -256,13 +256,6 @@ def test_a_checkpoint_of_another_run_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_another_world_size_is_refused(finished: Path, tmp_path: Path) -> None:
-    checkpoint = finished / "checkpoints" / "experience_1.ckpt"
-    two = trainer(tmp_path / "new", EWC(1.0), strategy="ddp", devices=2)
-    with pytest.raises(CheckpointError, match=r"written by 1 process\(es\) and this run has 2"):
-        fit_stream(two, Plain(), Stream(), ckpt_path=checkpoint)
-
-
 def test_an_earlier_run_is_never_overwritten(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     with pytest.raises(FileExistsError, match="holds an earlier run"):

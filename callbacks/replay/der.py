@@ -51,7 +51,7 @@ class DER(LossRehearsal):
     Args:
         capacity: Number of samples in memory, 1 or more.
         alpha: Factor of the squared difference, 0 or more; at 0 training is bit-identical to fine-tuning. Mammoth: 0.3
-            for Seq-CIFAR-10 and 0.3 for Seq-CIFAR-100 with 500 samples.
+            for Seq-CIFAR-100 with 500 samples.
         batch_size: As in :class:`Replay`.
         forward: ``"separate"`` forwards of current and replayed samples, as published, or one ``"joint"`` one (see
             :class:`lightning_cl.rehearsal.LossRehearsal`).

@@ -63,7 +63,7 @@ class DERpp(DER):
         if num_draws not in (1, 2):
             raise ValueError(f"`num_draws` must be 1 or 2, got {num_draws}.")
         self.beta = beta
-        self.num_draws = self.draws = num_draws
+        self.num_draws = num_draws
 
     @property
     @override

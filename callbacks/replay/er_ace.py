@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lightning_cl.callback import Unpack
+from lightning_cl.callback import Unpack, gather_rows
 from lightning_cl.rehearsal import Current, Epochs, ForwardOf, LossRehearsal, Replayed, Storage, as_float32, beside
 
 Absent = Literal["seen", "all"]
@@ -40,9 +40,9 @@ class ERACE(LossRehearsal):
     scores that it gets of absent classes are -1e9, so that their gradient is exactly 0, and new samples do not push the
     features of old ones away; the scores of replayed samples are not masked. Both losses are means.
 
-    Absent are classes that are not in the batch. With ``absent="seen"``, as in the authors' code and Mammoth, those of
-    them that were in an earlier batch; classes that never came keep their scores (these codes go by the largest label,
-    which fits labels in order of appearance only). With ``"all"``, as in Avalanche, all of them.
+    Absent are classes that are not in the batch, that of all processes. With ``absent="seen"``, as in the authors' code
+    and Mammoth, those of them that were in an earlier batch; classes that never came keep their scores (these codes go
+    by the largest label, which fits labels in order of appearance only). With ``"all"``, as in Avalanche, all of them.
 
     Mammoth adds a cosine head (scale 10); that is a matter of the module.
 
@@ -102,7 +102,7 @@ class ERACE(LossRehearsal):
         if self.batch_size == 0:
             return
         y = self.unpacked(batch, current.columns)[1]
-        self._present = y.unique()
+        self._present = gather_rows(trainer, y.unique()).unique()
         if self.task_free or self.experiences:
             self.forwards_in(pl_module).adjust(self._mask)
         self.seen = torch.cat([self.seen.to(y.device), self._present]).unique()

@@ -62,7 +62,6 @@ class GDumb(RehearsalCallback):
         super().__init__(capacity, batch_size, insert_epochs, policy, storage, seed, unpack)
         self.reset = reset
         self.initial: dict[str, Tensor] = {}
-        self._within = False  # an experience has begun
 
     @property
     @override
@@ -70,18 +69,20 @@ class GDumb(RehearsalCallback):
         return True
 
     @override
-    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().start(trainer, pl_module)
-        if self._within or self.batch_size == 0 or not self.reset:
-            return
-        self._within = True
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        begins = self._first_epoch is None  # and does not go on from a checkpoint
+        super().on_train_start(trainer, pl_module)
+        if begins and self.reset and self.batch_size != 0:
+            self._restart(pl_module)
+
+    def _restart(self, pl_module: LightningModule) -> None:
+        """Put back what each experience begins with."""
         tensors = {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
         with torch.no_grad():
             for name, value in tensors.items():
                 if name in self.initial:
                     old_rows(value, self.initial[name]).copy_(self.initial[name])
-                else:  # at the beginning, or as the module has gained it since
-                    self.initial[name] = value.detach().clone()
+                self.initial[name] = value.detach().clone()  # with the rows that the module has gained since
 
     @override
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any, current: Current) -> None:
@@ -89,14 +90,10 @@ class GDumb(RehearsalCallback):
             replace_columns(batch, {name: drawn[name] for name in columns_of(batch, "GDumb")})
 
     @override
-    def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._within = False
-
-    @override
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "initial": dict(self.initial), "within": self._within}
+        return {**super().state_dict(), "initial": dict(self.initial)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.initial, self._within = dict(state_dict["initial"]), state_dict["within"]
+        self.initial = dict(state_dict["initial"])

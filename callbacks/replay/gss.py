@@ -25,8 +25,8 @@ def sample_gradients(module: torch.nn.Module, parameters: Mapping[str, Tensor], 
     """Return the gradient of the cross-entropy of each sample, flattened, ``(B, P)``.
 
     Args:
-        module: Maps inputs ``(B, *)`` to scores ``(B, C)``, of each sample by itself (batch normalisation in eval mode),
-            and can be traced by ``torch.func.vmap``.
+        module: Maps inputs ``(B, *)`` to scores ``(B, C)``, of each sample by itself (batch normalisation in eval
+            mode), and can be traced by ``torch.func.vmap``.
         parameters: Those of ``module`` that are differentiated by, by name.
         x: Inputs ``(B, *)``.
         y: Labels ``(B,)``.
@@ -106,6 +106,7 @@ class GSS(Replay):
                 raise ValueError(f"`{name}` must be 1 or more, got {value}.")
         self.references = references
         self.reference_size = reference_size
+        self._compared = 0  # batches, so that one that is refused does not leave its references to the next
 
     @override
     def offer(self, trainer: Trainer, pl_module: LightningModule, batch: Any, current: Current) -> None:
@@ -143,10 +144,20 @@ class GSS(Replay):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, weights: Sequence[Tensor]
     ) -> list[Tensor]:
         """The gradients ``(P,)`` of random batches of the memory: the same on ranks that hold the same."""
-        generator = Generator().manual_seed(derive_seed(self.seed, 2, self.memory.seen))
+        self._compared += 1
+        generator = Generator().manual_seed(derive_seed(self.seed, 2, self._compared))
         drawn = [self.memory.draw(self.reference_size, generator) for _ in range(self.references)]
         batches = [self.unpacked(batch, prepared(trainer, columns, augment=False)) for columns in drawn]
         return [_gradient(pl_module, x, y, weights) for x, y in batches]
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "compared": self._compared}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._compared = state_dict["compared"]
 
 
 def _gradient(module: LightningModule, x: Tensor, y: Tensor, weights: Sequence[Tensor]) -> Tensor:

@@ -59,7 +59,7 @@ class KFPF(LossRehearsal):
     """
 
     needs_whole_parameters = True
-    draws = 0
+    is_off = True  # nothing is replayed beside a batch
 
     def __init__(
         self,

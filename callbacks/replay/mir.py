@@ -79,10 +79,12 @@ class MIR(LossRehearsal):
     @override
     def draw_beside(self, trainer: Trainer, batch: Any, current: Current, count: int) -> dict[str, Tensor]:
         columns = self.draw(trainer, max(count, self.candidates))
-        if not columns or len(next(iter(columns.values()))) <= count:
+        drawn = len(next(iter(columns.values()), ()))
+        # Ranks may differ in both numbers, and all of them must take part in the virtual step.
+        if not drawn or (drawn <= count and trainer.world_size == 1):
             return columns
         harm = self._interference(trainer, self.unpacked(batch, current.columns), self.unpacked(batch, columns))
-        chosen = harm.topk(count).indices
+        chosen = harm.topk(min(count, drawn)).indices
         return {name: rows[chosen] for name, rows in columns.items()}
 
     def _interference(

@@ -1,6 +1,6 @@
 """Refresh learning: unlearn a little of each batch before the step that learns it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,18 +51,18 @@ def refresh(
         >>> w
         tensor([3.0000, 4.5000])
     """
-    lengths = torch.stack(torch._foreach_norm(gradients))
+    lengths = torch.stack(torch._foreach_norm(list(gradients)))
     there = lengths > 0
-    ratios = torch.where(there, torch.stack(torch._foreach_norm(parameters)) / lengths, 0.0)
-    moves = torch._foreach_mul(gradients, list(ratios.unbind()))
+    ratios = torch.where(there, torch.stack(torch._foreach_norm(list(parameters))) / lengths, 0.0)
+    moves = torch._foreach_mul(list(gradients), list(ratios.unbind()))
     if noises is not None:
-        torch._foreach_add_(moves, noises)
+        torch._foreach_add_(moves, list(noises))
     if fishers is not None:
-        divisors = torch._foreach_mul(fishers, fisher_weight)
+        divisors = torch._foreach_mul(list(fishers), fisher_weight)
         torch._foreach_add_(divisors, 1.0)
         torch._foreach_div_(moves, divisors)
     torch._foreach_mul_(moves, list((delta * there.to(lengths.dtype)).unbind()))
-    torch._foreach_add_(parameters, moves)
+    torch._foreach_add_(list(parameters), moves)
 
 
 class RefreshLearning(ContinualCallback):
@@ -179,9 +179,13 @@ class RefreshLearning(ContinualCallback):
         noises = self._noises(weights.values()) if self.noise else None
         self._moves += 1
         if gradients is not None:
-            fishers = [self.fisher[name] for name in weights] if self.fisher and self.fisher_weight else None
             options = {"delta": self.delta, "fisher_weight": self.fisher_weight}
-            refresh(list(weights.values()), gradients, fishers, noises, **options)
+            refresh(list(weights.values()), gradients, self._fishers(weights), noises, **options)
+
+    def _fishers(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
+        if not self.fisher or not self.fisher_weight:
+            return None
+        return [self.fisher[name] if name in self.fisher else torch.zeros_like(p) for name, p in weights.items()]
 
     def _loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> Tensor:
         """The cross-entropy of the current samples, on copies of the buffers."""
@@ -204,14 +208,10 @@ class RefreshLearning(ContinualCallback):
 
     def _noises(self, weights: Iterable[Tensor]) -> list[Tensor]:
         """Normal noise, a function of the seed and the number of moves so far: the same on all processes."""
-        seed, made = derive_seed(self.seed, self._moves), {}
-        noises = []
-        for w in weights:
-            if w.device not in made:
-                made[w.device] = torch.Generator(w.device).manual_seed(seed)
-            noise = torch.empty_like(w, requires_grad=False).normal_(0.0, self.noise, generator=made[w.device])
-            noises.append(noise)
-        return noises
+        weights, seed = list(weights), derive_seed(self.seed, self._moves)
+        made = {device: torch.Generator(device).manual_seed(seed) for device in {w.device for w in weights}}
+        like = [torch.empty_like(w, requires_grad=False) for w in weights]
+        return [noise.normal_(0.0, self.noise, generator=made[noise.device]) for noise in like]
 
     @override
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:

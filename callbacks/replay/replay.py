@@ -96,8 +96,8 @@ class Replay(LossRehearsal):
         return super().needs_groups or self.retrieval == "balanced"
 
     @override
-    def draw(self, trainer: Trainer, count: int, balanced: bool = False) -> dict[str, Tensor]:
-        return super().draw(trainer, count, self.retrieval == "balanced")
+    def draw_beside(self, trainer: Trainer, batch: Any, current: Current, count: int) -> dict[str, Tensor]:
+        return self.draw(trainer, count, balanced=self.retrieval == "balanced")
 
     @override
     def _has(self, method: str) -> bool:
@@ -107,7 +107,7 @@ class Replay(LossRehearsal):
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any, current: Current) -> None:
         if self.loss != "joint":
             super().rehearse(trainer, pl_module, batch, current)
-        elif drawn := self.draw(trainer, self.wanted(current)):
+        elif drawn := self.draw_beside(trainer, batch, current, self.wanted(current)):
             columns = columns_of(batch, "Replay")
             replace_columns(batch, {name: torch.cat([column, drawn[name]]) for name, column in columns.items()})
 

@@ -104,7 +104,13 @@ class UER(LossRehearsal):
     @override
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().check(trainer, pl_module)
-        self._layer(pl_module)
+        if self._reads:
+            self._layer(pl_module)
+
+    @property
+    def _reads(self) -> bool:
+        """Whether the last layer is read in another way than its own."""
+        return "cosine" in (self.incoming, self.replayed)
 
     def _layer(self, pl_module: LightningModule) -> nn.Linear:
         """The last layer."""
@@ -121,7 +127,7 @@ class UER(LossRehearsal):
     @override
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().start(trainer, pl_module)
-        if self.incoming == self.replayed == "dot":
+        if not self._reads:
             return
         layer, forwards = self._layer(pl_module), self.forwards_in(pl_module)
         if layer.bias is not None:
@@ -129,8 +135,10 @@ class UER(LossRehearsal):
 
         def read(layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
             own = forwards.own_rows
+            if not torch.is_grad_enabled():
+                return None  # with a bias of 0 these are the dot products
             if own is None:
-                return self._read(layer, args[0], output, self.replayed) if self._replaying else None
+                return self._read(layer, args[0], output, self.replayed if self._replaying else "dot")
             if not own:
                 return self._read(layer, args[0], output, self.incoming)
             parts = ((args[0][:own], output[:own], self.incoming), (args[0][own:], output[own:], self.replayed))
@@ -146,9 +154,10 @@ class UER(LossRehearsal):
             self._handle = None
 
     def _read(self, layer: Any, features: Tensor, output: Tensor, reading: Reading) -> Tensor:
-        logits = output if layer.bias is None else F.linear(features, layer.weight)
         if reading == "cosine":
             logits = cosine_logits(features, layer.weight, self.scale)
+        else:
+            logits = output if layer.bias is None else F.linear(features, layer.weight)
         # A bias that has no part in the graph would be an error in DDP.
         return logits if layer.bias is None else logits + 0.0 * layer.bias
 

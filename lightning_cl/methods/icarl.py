@@ -201,7 +201,8 @@ class ICaRL(Classifier):
     def features_and_scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``(B, D)`` and scores of the head ``(B, num_classes)``, in one forward."""
         if self.features is not None:
-            return _watched(self.backbone, self.features, x)
+            found: tuple[Tensor, Tensor] = _watched(self.backbone, self.features, x)
+            return found
         backbone: Any = self.backbone
         maps = backbone.forward_features(x)
         return backbone.forward_head(maps, pre_logits=True), backbone.forward_head(maps)
@@ -308,7 +309,9 @@ class ICaRL(Classifier):
         chosen = scores.isfinite()
         columns = _picked(again, chosen)
         *rows, groups, scores = _in_turn(self.trainer, place[chosen], [*columns.values(), y[chosen], scores[chosen]])
-        self.memory.insert(dict(zip(columns, rows, strict=True)), groups=groups, scores=scores)
+        by_class = groups.argsort(stable=True)  # which class is the first to get one more depends on nothing else
+        items = {name: column[by_class] for name, column in zip(columns, rows, strict=True)}
+        self.memory.insert(items, groups=groups[by_class], scores=scores[by_class])
 
     def _features(self) -> tuple[Tensor, Tensor, Iterator[dict[str, Tensor]]]:
         """Features and labels of this process's samples, and the samples as they are kept, once more."""
@@ -325,7 +328,7 @@ class ICaRL(Classifier):
 
     def _ranked(self, features: Tensor, y: Tensor) -> Tensor:
         """Scores ``(N,)`` of all samples of an experience: within a class, the first exemplar has the highest."""
-        classes = y.unique().tolist()
+        classes = sorted(set(y.tolist()))
         self.learned = list(dict.fromkeys([*self.learned, *classes]))
         most = self.capacity // len(self.learned) + 1
         choose = herding if self.selection == "herding" else closest_to_mean
@@ -338,7 +341,7 @@ class ICaRL(Classifier):
     def _means(self) -> Tensor:
         """The means of all classes, with the network as it is now."""
         features, y = [], []
-        for slots in torch.arange(len(self.memory)).split(FORWARD_SIZE):
+        for slots in torch.split(torch.arange(len(self.memory)), FORWARD_SIZE):
             x, labels = unpack_batch(self._as_evaluated(self.memory.take(slots)))
             for images in (x, x.flip(-1)) if self.flips else (x,):
                 features.append(self.features_and_scores(images)[0])
@@ -402,7 +405,8 @@ def _watched(backbone: nn.Module, place: str, x: Tensor) -> tuple[Tensor, Tensor
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _asked(teacher: FrozenTeacher, backbone: nn.Module, x: Tensor) -> Tensor:
     """The scores of the teacher; in compiled code it cannot stand in for the student."""
-    return teacher(backbone, x)[OUTPUT]
+    scores: Tensor = teacher(backbone, x)[OUTPUT]
+    return scores
 
 
 def _kept_form(batch: Any) -> dict[str, Tensor]:

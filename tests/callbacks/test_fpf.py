@@ -3,6 +3,7 @@
 import copy
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +14,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_cl import RunLogger
-from lightning_cl.callbacks import Replay
-from lightning_cl.callbacks.replay.fpf import FPF
+from lightning_cl.callbacks import FPF, Replay
 from lightning_cl.finetuning import parameter_change
 from lightning_cl.utilities import get_rng_state
 from tests.helpers.contracts import (
+    CALLBACKS,
     LIGHTNINGS_OWN_WARNINGS,
-    NETWORKS,
-    Net,
     TinyStream,
     learn,
     learn_plain,
@@ -30,11 +29,13 @@ from tests.helpers.contracts import (
     seeded,
 )
 
-pytestmark = [*LIGHTNINGS_OWN_WARNINGS, pytest.mark.usefixtures("_seed_of_the_run")]
+pytestmark = LIGHTNINGS_OWN_WARNINGS
 
 
-@pytest.fixture
-def _seed_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _its_memory_is_given_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer of the contracts would add one."""
+    monkeypatch.delitem(CALLBACKS, "FPF", raising=False)
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
 
 
@@ -134,6 +135,13 @@ def test_the_draws_of_the_replay_are_its_own() -> None:
     assert same(beside.state_dict(), alone.state_dict())
 
 
+def test_each_phase_draws_its_own() -> None:
+    callback, seeds = FPF(), []
+    callback.finetuning = SimpleNamespace(run=lambda *args: seeds.append(args[-1]))  # type: ignore[assignment]
+    learn([callback, Replay(10)], max_epochs=1)
+    assert len(set(seeds)) == 2
+
+
 def test_the_loss_on_the_memory_falls() -> None:
     class Losses(Around):
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -172,7 +180,13 @@ def test_the_layers_that_move_most_when_the_task_changes_are_chosen() -> None:
     for name, ratio in callback.sensitivity.items():
         expected = sum(c[name] for c in switch) / 3 / (sum(c[name] for c in within) / 6)
         assert ratio == pytest.approx(expected, rel=1e-9)
-    assert len(callback.sensitivity) == 12 + 2 * 9 + 2 or len(callback.sensitivity) > 20
+    assert callback.sensitivity.keys() >= {
+        "net.conv1",
+        "net.bn1",
+        "net.bn1.running_mean",
+        "net.bn1.running_var",
+        "net.fc",
+    }
     assert list(callback.sensitivity.values()) == sorted(callback.sensitivity.values(), reverse=True)
     assert len(callback._chosen()) == 2
 
@@ -196,16 +210,10 @@ def test_the_measure_is_logged(tmp_path: Path) -> None:
     assert f"sensitivity/{name}" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
 
 
-# -- what every callback must keep: the contracts know no callback that needs another ----------------------------------
-
-ACTS: list[dict[str, Any]] = [{"steps": 2}, {"modules": None, "top": 1, "steps": 2}]
-
-
-@pytest.mark.parametrize("arguments", ACTS)
 @pytest.mark.parametrize("checkpoint", ["*step=2.ckpt", "*step=3.ckpt", "experience_0.ckpt", "*step=10.ckpt"])
-def test_resumed_equals_uninterrupted(arguments: dict[str, Any], checkpoint: str, tmp_path: Path) -> None:
+def test_a_measure_that_was_interrupted_goes_on(checkpoint: str, tmp_path: Path) -> None:
     def run(folder: Path, ckpt_path: Any) -> Any:
-        made.append(FPF(**arguments))
+        made.append(FPF(None, top=1, steps=2))
         callbacks = [Replay(10), made[-1], ModelCheckpoint(every_n_train_steps=1, save_top_k=-1)]
         files = {"logger": RunLogger(folder), "enable_checkpointing": True, "log_every_n_steps": 1}
         return learn(callbacks, seeded(resnet), ckpt_path=ckpt_path, **files)
@@ -215,35 +223,9 @@ def test_resumed_equals_uninterrupted(arguments: dict[str, Any], checkpoint: str
     again = run(tmp_path / "again", next((tmp_path / "whole").rglob(checkpoint)))
     assert same(dict(again.module.state_dict()), dict(whole.module.state_dict()))
     assert same(made[1].state_dict(), made[0].state_dict())
-    state = torch.load(tmp_path / "whole/last.ckpt", weights_only=True)["callbacks"][made[0].state_key]
-    assert same(state, made[0].state_dict())
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_acts_on_networks_of_others(network: str, precision: Any) -> None:
-    def run(steps: int) -> dict[str, Tensor]:
-        callbacks = [Replay(10), FPF(steps=steps)]
-        return learn(callbacks, seeded(NETWORKS[network]), max_epochs=1, precision=precision).weights
-
-    found = run(2)
-    assert not same(found, run(0))
-    assert all(p.isfinite().all() for p in found.values())
-
-
-def test_compiled_module_learns_the_same() -> None:
-    torch.compiler.reset()
-
-    def compiled(**kwargs: Any) -> Any:
-        return torch.compile(Net(**kwargs), backend="eager")
-
-    weights = [learn([Replay(10), FPF(steps=2)], seeded(net, drop=0.0)).weights for net in (compiled, Net)]
-    assert same(*weights)
-
-
-def test_two_instances_side_by_side() -> None:
-    both = learn([Replay(10), FPF(steps=2), FPF(modules=["net.1"], steps=3)])
-    assert not same(both.weights, learn([Replay(10), FPF(steps=2)]).weights)
+# -- arguments ---------------------------------------------------------------------------------------------------------
 
 
 def test_without_a_memory_it_is_refused() -> None:

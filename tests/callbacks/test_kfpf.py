@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_cl import Memory
-from lightning_cl.callbacks.replay.kfpf import KFPF
+from lightning_cl.callbacks import KFPF
 from lightning_cl.utilities import derive_seed
 from tests.helpers.contracts import LIGHTNINGS_OWN_WARNINGS, Net, TinyStream, learn, learn_plain, same, scaled, seeded
 

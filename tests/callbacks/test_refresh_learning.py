@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from lightning_cl.callbacks import Replay
-from lightning_cl.callbacks.replay.refresh_learning import RefreshLearning, refresh
+from lightning_cl.callbacks import RefreshLearning, Replay
+from lightning_cl.callbacks.replay.refresh_learning import refresh
 from lightning_cl.importance import squared_scores
 from lightning_cl.utilities import derive_seed, get_rng_state
 from tests.helpers.contracts import (
@@ -77,9 +77,9 @@ def test_entries_of_larger_fisher_move_less() -> None:
 
 def written_out(delta: float, noise: float, weight: float, decay: float) -> dict[str, Tensor]:
     """The authors' loop by hand: a plain ascent step of size 0.01, its difference rescaled, then the ordinary step."""
-    module, stream, step, fisher = seeded(drop=0.0).double(), TinyStream(), 0, {}
+    module, stream, step, fisher = seeded(drop=0.0, lr=0.02).double(), TinyStream(4), 0, {}
     named = dict(module.named_parameters())
-    for stream.current in range(2):
+    for stream.current in range(4):
         optimizer, loader = module.configure_optimizers(), stream.train_dataloader()
         for epoch in range(2):
             for index in loader.batches(2 * stream.current + epoch):
@@ -95,7 +95,7 @@ def written_out(delta: float, noise: float, weight: float, decay: float) -> dict
                 optimizer.step()
                 step += 1
         x, y = samples(train=True)
-        here = y // 2 == stream.current
+        here = y == stream.current
         sums, count = squared_scores(module, [(scaled(x[here]), y[here])])
         fisher = {name: decay * fisher.get(name, 0.0) + value / count for name, value in sums.items()}
     return {name: p.detach() for name, p in named.items()}
@@ -104,7 +104,7 @@ def written_out(delta: float, noise: float, weight: float, decay: float) -> dict
 @pytest.mark.parametrize(("noise", "weight", "decay"), [(0.0, 0.0, 0.0), (0.1, 50.0, 0.5)])
 def test_equals_the_loop_written_out(noise: float, weight: float, decay: float) -> None:
     callback = RefreshLearning(0.02, noise, weight, decay, seed=4)
-    found = learn([callback], seeded(drop=0.0), TinyStream(), **DOUBLE)
+    found = learn([callback], seeded(drop=0.0, lr=0.02), TinyStream(4), **DOUBLE)
     torch.testing.assert_close(found.weights, written_out(0.02, noise, weight, decay), rtol=0, atol=1e-10)
 
 
@@ -136,10 +136,10 @@ def test_a_move_leaves_all_but_the_weights_as_it_was(how: Any) -> None:
 
 
 class Losses(Callback):
-    """The loss of the rows of a batch, whose number is given."""
+    """The loss of the first rows of each batch, and the weights then."""
 
     def __init__(self, rows: int) -> None:
-        self.rows, self.values, self.norms = rows, [], []
+        self.rows, self.values, self.weights = rows, [], []
 
     @property
     def state_key(self) -> str:
@@ -148,7 +148,7 @@ class Losses(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         with torch.no_grad():
             self.values.append(F.cross_entropy(pl_module(batch[0][: self.rows]), batch[1][: self.rows]).item())
-            self.norms.append(torch.cat([p.flatten() for p in pl_module.parameters()]).double())
+            self.weights.append(torch.cat([p.flatten() for p in pl_module.parameters()]))
 
 
 def test_the_loss_of_the_current_batch_rises() -> None:
@@ -178,7 +178,7 @@ def test_one_move_a_step(accumulate: int, moves: int) -> None:
     before, callback, after = Losses(8), RefreshLearning(0.01), Losses(8)
     learn([before, callback, after], accumulate_grad_batches=accumulate)
     assert callback._moves == moves
-    moved = [not torch.equal(b, a) for b, a in zip(before.norms, after.norms, strict=True)]
+    moved = [not torch.equal(b, a) for b, a in zip(before.weights, after.weights, strict=True)]
     assert moved == [batch % accumulate == 0 for batch in range(3)] * 4
 
 

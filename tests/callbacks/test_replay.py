@@ -1,6 +1,6 @@
 """Experience replay against a loop written out, and what its memory must hold."""
 
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_cl import Memory
-from lightning_cl.callbacks import Replay
-from lightning_cl.utilities import derive_seed
+from lightning_cl.callbacks import DER, ERACE, UER, FeatureDistillation, LwF, Replay
 from tests.helpers.contracts import (
     LIGHTNINGS_OWN_WARNINGS,
     Net,
@@ -24,44 +22,29 @@ from tests.helpers.contracts import (
     seeded,
     trainer,
 )
+from tests.helpers.rehearsal import Erases, Normed, Rows, Spy, forward_of, process, surprise, written_out
 
 pytestmark = LIGHTNINGS_OWN_WARNINGS
 
 
-class Spy(Net):
-    """Keeps the batches that ``training_step`` gets."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.batches: list[list[Tensor]] = []
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        self.batches.append([column.clone() for column in batch])
-        return super().training_step(batch, batch_idx)
+def joint(module: Any, x: Tensor, y: Tensor, old: list[Rows]) -> tuple[Tensor, Tensor]:
+    """The mean loss of the joint batch, in one forward."""
+    scores = module(torch.cat([x, *(scaled(rows["0"]) for rows in old)]))
+    return surprise(scores, torch.cat([y, *(rows["1"] for rows in old)])), scores[: len(x)]
 
 
-def written_out(capacity: int, batch_size: int | None, insert_epochs: str, seed: int) -> dict[str, Tensor]:
-    """ER by hand: mean loss of the joint batch, step, and only then offer the current samples."""
-    module, stream = seeded(drop=0.0).double(), TinyStream()
-    memory, draws = Memory(capacity, "reservoir", derive_seed(seed, 0)), 0
-    for stream.current in range(2):
-        optimizer, loader = module.configure_optimizers(), stream.train_dataloader()
-        for epoch in range(2):
-            for index in loader.batches(2 * stream.current + epoch):
-                x, y = loader.dataset.batch(index)
-                joint = [x, y]
-                if len(memory):
-                    generator = torch.Generator().manual_seed(derive_seed(seed, 1, 0) + draws)
-                    draws += 1
-                    old = memory.draw(len(x) if batch_size is None else batch_size, generator)
-                    joint = [torch.cat([x, old["0"]]), torch.cat([y, old["1"]])]
-                losses = F.cross_entropy(module(scaled(joint[0])), joint[1], reduction="none")
-                optimizer.zero_grad()
-                (losses.sum() / len(losses)).backward()
-                optimizer.step()
-                if epoch == 0 or insert_epochs == "all":
-                    memory.insert({"0": x, "1": y})
-    return dict(module.named_parameters())
+def summed(module: Any, x: Tensor, y: Tensor, old: list[Rows], share: float = 1.0) -> tuple[Tensor, Tensor]:
+    """A share of the sum of two means, in separate forwards."""
+    scores = module(x)
+    loss = surprise(scores, y)
+    return share * (loss + surprise(forward_of(module, old[0]), old[0]["1"])) if old else loss, scores
+
+
+def summed_in_one_forward(module: Any, x: Tensor, y: Tensor, old: list[Rows]) -> tuple[Tensor, Tensor]:
+    """The sum of two means."""
+    scores = module(torch.cat([x, *(scaled(rows["0"]) for rows in old)]))
+    loss = surprise(scores[: len(x)], y)
+    return loss + surprise(scores[len(x) :], old[0]["1"]) if old else loss, scores[: len(x)]
 
 
 @pytest.mark.parametrize(
@@ -71,9 +54,102 @@ def written_out(capacity: int, batch_size: int | None, insert_epochs: str, seed:
 def test_equals_the_loop_written_out(capacity: int, batch_size: int | None, insert_epochs: Any) -> None:
     replay = Replay(capacity, batch_size, insert_epochs, seed=4)
     found = learn([replay], seeded(drop=0.0), TinyStream(), precision="64-true")
-    expected = written_out(capacity, batch_size, insert_epochs, seed=4)
-    torch.testing.assert_close(found.weights, expected, rtol=0, atol=1e-12)
+    count = 8 if batch_size is None else batch_size
+    expected = written_out(joint, capacity=capacity, count=count, insert_epochs=insert_epochs)
+    torch.testing.assert_close(found.weights, dict(expected.named_parameters()), rtol=0, atol=1e-12)
     assert replay.memory.seen == (48 if insert_epochs == "first" else 96)
+
+
+@pytest.mark.parametrize("forward", ["joint", "separate"])
+@pytest.mark.parametrize(
+    ("loss", "retrieval", "policy"),
+    [("sum", "uniform", "reservoir"), ("mean", "balanced", "class_quota"), ("sum", "balanced", "ring")],
+)
+def test_sum_and_mean_equal_the_loop_written_out(loss: Any, retrieval: Any, policy: str, forward: Any) -> None:
+    replay = Replay(10, 3, policy=policy, retrieval=retrieval, loss=loss, forward=forward, seed=4)
+    found = learn([replay], seeded(drop=0.0), TinyStream(), precision="64-true")
+    by_hand = partial(summed, share=0.5 if loss == "mean" else 1.0)
+    expected = written_out(by_hand, count=3, balanced=retrieval == "balanced", policy=policy)
+    torch.testing.assert_close(found.weights, dict(expected.named_parameters()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("forward", "by_hand", "updates"), [("joint", summed_in_one_forward, 12), ("separate", summed, 12 + 11)]
+)
+def test_batch_norm_sees_what_goes_through_one_forward(forward: Any, by_hand: Any, updates: int) -> None:
+    replay = Replay(10, loss="sum", forward=forward, seed=4)
+    found = learn([replay], seeded(Normed), TinyStream(), precision="64-true").module
+    expected = written_out(by_hand, seeded(Normed))
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=1e-12)
+    assert found.net[3].num_batches_tracked == updates
+
+
+def test_balanced_retrieval_draws_as_many_of_each_class() -> None:
+    module = seeded(Spy)
+    learn([Replay(40, retrieval="balanced")], module)
+    counts = torch.stack([y[8:].bincount(minlength=4) for _, y in module.batches[-3:]])
+    assert counts.tolist() == [[2, 2, 2, 2]] * 3
+
+
+JOINT: dict[str, Any] = {"loss": "sum", "forward": "joint"}
+
+
+def test_a_joint_forward_needs_a_step_that_calls_the_module() -> None:
+    class Inside(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    with pytest.raises(ValueError, match=r"`forward='joint'` needs .* `self\(x\)`.* set `forward='separate'`"):
+        learn([Replay(10, **JOINT)], seeded(Inside))
+    learn([Replay(10, loss="sum", forward="separate")], seeded(Inside))
+
+
+class Named(Net):
+    """Calls the module by keyword, and gets a dict."""
+
+    def forward(self, image: Tensor, factor: float = 1.0) -> Any:
+        return {"factor": factor, "logits": factor * self.net(image), "rows": [image]}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        output = self(image=batch[0], factor=1.0)
+        assert len(output["rows"][0]) == len(output["logits"]) == len(batch[1])
+        return {"loss": F.cross_entropy(output["logits"], batch[1])}
+
+
+def test_a_joint_forward_of_any_form() -> None:
+    plain, named = (learn([Replay(10, **JOINT, seed=2)], seeded(cls)) for cls in (Net, Named))
+    assert same(plain.weights, named.weights)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: LwF(strength=2.0),
+        lambda: FeatureDistillation(strength=0.5, features=["net"]),
+        lambda: Replay(10, seed=1),
+        lambda: ERACE(6, forward="joint", seed=1),
+        lambda: DER(6, forward="joint", seed=1),
+        lambda: UER(6, forward="joint", seed=1),
+    ],
+)
+def test_others_see_the_current_rows_of_a_joint_forward(other: Any) -> None:
+    found = []
+    for forward in ("joint", "separate"):
+        callbacks = [Replay(10, loss="sum", forward=forward, seed=2), other()]
+        found.append(learn(callbacks, seeded(drop=0.0), precision="64-true").weights)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+
+
+def test_two_join_one_forward() -> None:
+    module = seeded(Spy)
+    learn([DER(10, forward="joint"), UER(6, forward="joint"), Replay(8, **JOINT)], module)
+    assert module.forwards == len(module.batches) == 12
+
+
+def test_each_micro_batch_draws_once() -> None:
+    replay, module = Replay(10, **JOINT), seeded(Spy)
+    learn([replay], module, accumulate_grad_batches=4)
+    assert replay.state_dict()["draws"] == len(module.batches) - 1 == 11  # the first found an empty memory
 
 
 def test_an_empty_memory_changes_nothing() -> None:
@@ -148,11 +224,6 @@ def test_ordinary_batches_are_kept_as_they_reach_the_module() -> None:
 
 
 def test_a_step_may_change_its_inputs() -> None:
-    class Erases(Net):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            batch[0].zero_()
-            return super().training_step(batch, batch_idx)
-
     replay = Replay(100)
     learn_plain([replay], seeded(Erases))
     assert replay.memory.items["0"].flatten(1).sum(1).min() > 0
@@ -188,6 +259,8 @@ def test_a_tuple_is_refused() -> None:
         ({"capacity": 0}, "`capacity` must be 1 or more, got 0"),
         ({"policy": "resevoir"}, "`policy` must be one of .*'reservoir'.*, got 'resevoir'"),
         ({"batch_size": -2}, "`batch_size` must be 0 or more, .* got -2"),
+        ({"forward": "separate"}, "`forward` must be 'joint' for the joint loss"),
+        ({"policy": "gss"}, "`policy` must not be 'gss', which needs scores"),
     ],
 )
 def test_errors(arguments: dict[str, Any], message: str) -> None:
@@ -205,10 +278,8 @@ def test_each_rank_draws_its_own() -> None:
     def draw(rank: int) -> Tensor:
         replay = Replay(20, seed=0)
         replay.memory.insert({"y": torch.arange(20)})
-        strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        trainer = SimpleNamespace(global_rank=rank, strategy=strategy)
-        replay.start(trainer, None)
-        return replay.draw(trainer, 8)["y"]
+        replay.start(process(rank, 2), None)
+        return replay.draw(process(rank, 2), 8)["y"]
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(0), draw(1))

@@ -36,6 +36,7 @@ class Case(NamedTuple):
         needs_stream: It works in a stream only, not with ordinary data loaders.
         stateless: It keeps nothing from one experience to the next.
         stream: Arguments of the stream that it needs.
+        beside: A callback that it needs beside it, by the name of its class, with its arguments.
     """
 
     acts: Mapping[str, Any] = {}
@@ -45,6 +46,7 @@ class Case(NamedTuple):
     needs_stream: bool = False
     stateless: bool = False
     stream: Mapping[str, Any] = {}
+    beside: Mapping[str, Mapping[str, Any]] = {}
 
 
 EVERY_BATCH = {"every_n_samples": 8}
@@ -57,6 +59,7 @@ SCALED: dict[str, Any] = {
 }
 SMALL_MEMORY: dict[str, Any] = {"capacity": 10}
 FILLS_ONLY: dict[str, Any] = {"capacity": 10, "batch_size": 0}
+PHASES: dict[str, Any] = {"modules": ["head"], "every_n_steps": 2, "steps": 2}
 CALLBACKS = {
     "AnytimeAccuracy": Case(EVERY_BATCH, EVERY_BATCH, {"every_n_samples": 24}, watches=True, needs_stream=True),
     "CUBER": Case(**SCALED),
@@ -64,16 +67,28 @@ CALLBACKS = {
     "DERpp": Case(SMALL_MEMORY, {**SMALL_MEMORY, "alpha": 0.0, "beta": 0.0}, {"capacity": 6, "num_draws": 1}),
     "ERACE": Case({**SMALL_MEMORY, "task_free": True}, FILLS_ONLY, {"capacity": 6, "absent": "all"}),
     "EWC": Case({"strength": 2.0}, other={"strength": 3.0, "mode": "separate"}),
+    "FPF": Case(
+        {"modules": ["head"], "steps": 3, "lr": 0.1},
+        {"modules": ["head"], "steps": 0},
+        {"modules": ["head"], "steps": 2, "lr": 0.1},
+        beside={"Replay": FILLS_ONLY},
+    ),
     "FeatureDistillation": Case({"strength": 0.5, "features": ["net"]}, other={"strength": 3.0, "features": ["net"]}),
     "FisherMerge": Case({"samples": 20}),
     "FlopsMeter": Case(inert={}, other={"count_eval": True}, watches=True),
     "GDumb": Case(SMALL_MEMORY, FILLS_ONLY, {"capacity": 6, "reset": False}),
     "GPM": Case({"threshold": 0.9}, {"threshold": 0.0}, {"threshold": 0.97}),
     "GSS": Case({**SMALL_MEMORY, "references": 2}, {**FILLS_ONLY, "references": 2}, {"capacity": 6, "references": 1}),
+    "KFPF": Case(
+        {**SMALL_MEMORY, **PHASES, "lr": 0.1},
+        {**FILLS_ONLY, **PHASES},
+        {"capacity": 6, **PHASES, "lr": 0.2, "kd": 0.5},
+    ),
     "L2Anchor": Case({"strength": 2.0, "pretrained": True}, other={"strength": 3.0, "parameters": ["bias"]}),
     "LwF": Case({"strength": 2.0}, other={"strength": 3.0, "loss": "binary"}),
     "MAS": Case({"strength": 1.0}, other={"strength": 0.5, "norm": "plain"}),
     "MIR": Case({**SMALL_MEMORY, "batch_size": 3}, FILLS_ONLY, {"capacity": 6, "candidates": 5}),
+    "RefreshLearning": Case({"delta": 0.01}, {"delta": 0.0}, {"delta": 0.02}),
     "Replay": Case(SMALL_MEMORY, FILLS_ONLY, {"capacity": 6, "seed": 1}),
     "SynapticIntelligence": Case({"strength": 2.0}),
     "TRGP": Case(**SCALED),
@@ -278,7 +293,10 @@ NETWORKS = {"resnet": resnet, "transformer": transformer, "growing": Growing}
 
 
 def trainer(callbacks: Sequence[Callback] = (), **kwargs: Any) -> Trainer:
-    """A trainer that says and writes nothing."""
+    """A trainer that says and writes nothing, with what the callbacks need beside them."""
+    needed = {name: needs for callback in callbacks for name, needs in case_of(type(callback)).beside.items()}
+    classes = {cls.__name__: cls for cls in CONTINUAL}
+    callbacks = [*(classes[name](**needs) for name, needs in needed.items()), *callbacks]
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     return Trainer(
         **{
@@ -287,7 +305,7 @@ def trainer(callbacks: Sequence[Callback] = (), **kwargs: Any) -> Trainer:
             "devices": 1,
             "max_epochs": 2,
             "enable_model_summary": False,
-            "callbacks": list(callbacks),
+            "callbacks": callbacks,
             **kwargs,
         }
     )

@@ -19,8 +19,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_cl import RunLogger, Storage
 from lightning_cl.callback import ContinualCallback, gather_objects, gather_rows, statistics_batches, sum_over_ranks
-from tests.helpers.contracts import CONTINUAL, NETWORKS, TinyStream, case_of, learn, make, seeded
+from lightning_cl.callbacks import Replay
+from tests.helpers.contracts import CONTINUAL, NETWORKS, TinyStream, case_of, jitter, learn, make, seeded
 
 TWO = {"strategy": "ddp", "devices": 2}
 
@@ -49,7 +51,26 @@ class Core(ContinualCallback):
         }
 
 
-def run() -> dict[str, Any]:
+def rehearse(folder: Path, sharing: Any) -> dict[str, Any]:
+    """A memory of two processes: undisturbed, resumed, and resumed from a run of one process in ``folder / "one"``."""
+    found = {}
+    for name, checkpoint in (("whole", None), ("again", folder / "whole"), ("from_one", folder / "one")):
+        replay = Replay(10, storage=Storage(sharing))
+        stream = TinyStream(batch_size=4, augment=jitter)
+        learned = learn(
+            [replay],
+            seeded(),
+            stream,
+            checkpoint and checkpoint / "checkpoints/experience_0.ckpt",
+            logger=RunLogger(folder / name),
+            enable_checkpointing=True,
+            **TWO,
+        )
+        found[name] = {"weights": learned.weights, "memory": replay.state_dict()["memory"]}
+    return found
+
+
+def run(folder: Path) -> dict[str, Any]:
     """Everything one rank does."""
     callbacks = {}
     for cls in CONTINUAL:
@@ -64,7 +85,11 @@ def run() -> dict[str, Any]:
     core = Core()
     stream = TinyStream(batch_size=4, eval_batch_size=5)
     learned = learn([core], seeded(drop=0.0), stream, precision="64-true", **TWO)
-    return {"callbacks": callbacks, "core": {**core.found, "extra_loss": learned.weights}}
+    return {
+        "callbacks": callbacks,
+        "core": {**core.found, "extra_loss": learned.weights},
+        "rehearsal": {sharing: rehearse(folder / sharing, sharing) for sharing in ("replicated", "sharded")},
+    }
 
 
 def start(folder: Path, rank: int) -> int:
@@ -74,7 +99,7 @@ def start(folder: Path, rank: int) -> int:
         status = 1
         try:
             os.environ["LOCAL_RANK"] = str(rank)
-            torch.save(run(), folder / f"{rank}.pt")
+            torch.save(run(folder), folder / f"{rank}.pt")
             status = 0
         except BaseException:
             traceback.print_exc()

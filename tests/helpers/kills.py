@@ -24,21 +24,30 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_cl import RunLogger, fit_stream
+from lightning_cl import RunLogger, Storage, fit_stream
 from lightning_cl.callbacks import (
     CUBER,
+    ERACE,
     EWC,
+    FPF,
+    GSS,
+    KFPF,
     MAS,
+    MIR,
+    UER,
+    DERpp,
     FeatureDistillation,
     FisherMerge,
+    GDumb,
     LwF,
+    RefreshLearning,
     Replay,
     SynapticIntelligence,
     TaskFreeMAS,
 )
 from lightning_cl.checkpoint import find_last
 from lightning_cl.datamodules import SplitDigits
-from lightning_cl.methods import Classifier
+from lightning_cl.methods import Classifier, ICaRL
 
 DROPOUT = {"hidden": (32,), "drop_rate": 0.2}
 
@@ -84,7 +93,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "val": 0.2,
     },
     "max_steps": {
-        "callbacks": [lambda: Replay(capacity=60)],
+        "callbacks": [lambda: GDumb(capacity=60)],
         "checkpoint": {"every_n_train_steps": 5, "save_top_k": -1},
         "trainer": {"max_epochs": -1, "max_steps": 13},
     },
@@ -108,6 +117,29 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "model": lambda *args, **kwargs: Classifier(*args, loss_classes="current", **kwargs),
         "optimizer": torch.optim.Adam,
     },
+    "replay_losses": {
+        "callbacks": [
+            lambda: DERpp(60, forward="joint"),
+            lambda: ERACE(60, task_free=True, policy="ring"),
+            lambda: MIR(60, batch_size=8, candidates=24),
+            lambda: RefreshLearning(delta=1e-3),
+        ],
+        "checkpoint": {"every_n_train_steps": 3, "save_top_k": -1},
+    },
+    "replay_file": {
+        "callbacks": [
+            lambda: UER(60, storage=Storage(file="memory.rows"), policy="class_quota"),
+            lambda: KFPF(40, every_n_steps=4, steps=3, modules=["head"], kd=0.5, policy="fifo"),
+            lambda: GSS(40, batch_size=8, references=2),
+            lambda: FPF(modules=["head"], steps=3),
+        ],
+        "checkpoint": {"every_n_train_steps": 5, "save_top_k": -1},
+    },
+    "icarl": {
+        "model": ICaRL,
+        "callbacks": [],
+        "checkpoint": {"every_n_train_steps": 3, "save_top_k": -1},
+    },
 }
 
 
@@ -115,6 +147,9 @@ def run(folder: Path, scenario: str) -> None:
     """Run a scenario in ``folder``, going on with what is there."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)  # where a memory has its file
     L.seed_everything(3, verbose=False)
     spec = SCENARIOS[scenario]
     stream = SplitDigits(batch_size=64, val_fraction=spec.get("val", 0.0), augment=jitter, **spec.get("stream", {}))
@@ -214,7 +249,8 @@ def resume_from_each(folder: Path, scenario: str) -> int:
     for i, checkpoint in enumerate(sorted((folder / "undisturbed" / "checkpoints").glob("*.ckpt"))):
         target = folder / f"trial_{i}"
         (target / "checkpoints").mkdir(parents=True)
-        shutil.copy(folder / "undisturbed" / "metrics.csv", target)
+        for file in ("metrics.csv", *(path.name for path in (folder / "undisturbed").glob("*.rows"))):
+            shutil.copy(folder / "undisturbed" / file, target)
         shutil.copy(checkpoint, target / "checkpoints")
         different = compare(target, scenario, expected)
         bad += bool(different)

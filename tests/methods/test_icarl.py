@@ -1,19 +1,24 @@
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_cl import fit_stream
+from lightning_cl import RunLogger, fit_stream
 from lightning_cl.callbacks import Replay
-from lightning_cl.exemplars import herding
+from lightning_cl.exemplars import closest_to_mean, herding
+from lightning_cl.methods import Classifier
 from lightning_cl.methods.icarl import ICaRL, icarl_loss
 from lightning_cl.samples import TensorData
 from lightning_cl.stream import StreamDataModule
+from lightning_cl.utilities import get_rng_state
 from tests.helpers.contracts import (
     LIGHTNINGS_OWN_WARNINGS,
     SMALL,
@@ -70,7 +75,7 @@ def hidden(net: Any, x: Tensor) -> Tensor:
 
 def exemplars(end: dict[str, Any], label: int) -> Tensor:
     """The images of a class in memory, the best first."""
-    memory = ICaRL(**SMALL, capacity=10).memory
+    memory = ICaRL(**SMALL, capacity=end["memory"]["capacity"]).memory
     memory.load_state_dict(end["memory"])
     assert memory.groups is not None
     assert memory.scores is not None
@@ -137,14 +142,15 @@ def test_class_that_comes_again_is_learned_again() -> None:
 # -- exemplars ---------------------------------------------------------------------------------------------------------
 
 
-def test_exemplars_are_herded_on_plain_images_and_lists_are_cut() -> None:
-    module = learned(TinyStream(augment=jitter))
+@pytest.mark.parametrize(("selection", "choose"), [("herding", herding), ("closest_to_mean", closest_to_mean)])
+def test_exemplars_are_chosen_on_plain_images_and_lists_are_cut(selection: Any, choose: Any) -> None:
+    module = learned(TinyStream(augment=jitter), capacity=11, selection=selection)
     x, y = samples(train=True)
-    quotas = [{0: 5, 1: 5}, {0: 3, 1: 3, 2: 2, 3: 2}]
+    quotas = [{0: 6, 1: 5}, {0: 3, 1: 3, 2: 3, 3: 2}]
     for experience, end in enumerate(module.ends):
         for label in (2 * experience, 2 * experience + 1):
             images = x[y == label]
-            order = herding(hidden(end["net"], scaled(images)), quotas[experience][label])
+            order = choose(hidden(end["net"], scaled(images)), quotas[experience][label])
             assert torch.equal(exemplars(end, label), images[order])
     for label in (0, 1):
         assert torch.equal(exemplars(module.ends[1], label), exemplars(module.ends[0], label)[:3])
@@ -216,7 +222,7 @@ def test_exemplars_go_with_other_callbacks() -> None:
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_means_are_those_of_the_exemplars_with_the_new_network(flips: bool) -> None:
-    module = learned(flips=flips)
+    module = learned(TinyStream(augment=jitter), flips=flips)
     for label in range(4):
         x = scaled(exemplars(module.ends[1], label))
         views = [F.normalize(hidden(module.backbone, view)).mean(0) for view in ((x, x.flip(-1)) if flips else (x,))]
@@ -268,27 +274,28 @@ def test_validation_within_an_experience_is_of_the_head() -> None:
 
 
 def test_backbones_of_others_name_their_features() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 4))
-    module = learn([], ICaRL(4, net, capacity=8, features="3:input"), TinyStream()).module
+    net = nn.Sequential(nn.Conv2d(1, 2, 7), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4))
+    module = learn([], ICaRL(4, net, capacity=8, features="1"), TinyStream()).module
     x = samples(train=False)[0] / 255
-    features, scores = module.features_and_scores(x)
-    assert torch.equal(features, net[:3](x))
+    features, scores = module.features_and_scores(x)  # type: ignore[operator]
+    assert torch.equal(features, net[:2](x).flatten(1))
     assert torch.equal(scores, net(x))
-    assert module.means.shape == (4, 6)
+    assert module.means.shape == (4, 8)
 
 
 @pytest.mark.parametrize("name", ["resnet18_slim", "vit_tiny_patch16_224"])
 def test_features_of_timm_models_come_before_the_last_layer(name: str) -> None:
     module = ICaRL(4, name, (3, 16, 16), capacity=8).eval()
+    net: Any = module.backbone
     x = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         features, scores = module.features_and_scores(x)
         torch.testing.assert_close(scores, module(x))
-        torch.testing.assert_close(scores, module.backbone.get_classifier()(features))  # type: ignore[operator]
+        torch.testing.assert_close(scores, net.get_classifier()(features))
 
 
 def test_nothing_but_the_network_is_trained_or_in_the_weights() -> None:
-    names = set()
+    names = set[str]()
 
     class Watched(Recorded):
         def on_train_batch_end(self, *args: Any) -> None:
@@ -316,6 +323,23 @@ def test_no_stream_is_needed() -> None:
     assert module.learned == [0, 1, 2, 3]
     assert [step["teacher"] for step in module.steps] == [False] * 6 + [True] * 6
     assert module.memory.items["0"].dtype == torch.float32
+    state = get_rng_state()
+    learn_plain([], seeded(Classifier, **SMALL))
+    assert same(get_rng_state(), state), "the passes at the end draw from the global generator"
+
+
+@pytest.mark.parametrize("checkpoint", ["experience_0.ckpt", "*step=8.ckpt", "*step=12.ckpt"])
+def test_resumed_equals_uninterrupted(checkpoint: str, tmp_path: Path) -> None:
+    def run(folder: Path, ckpt_path: Path | None) -> Any:
+        options = {"logger": RunLogger(folder), "enable_checkpointing": True, "log_every_n_steps": 1}
+        saver = ModelCheckpoint(every_n_train_steps=2, save_top_k=-1)
+        return learn([saver], seeded(Recorded), TinyStream(augment=jitter), ckpt_path, **options).module
+
+    whole = run(tmp_path / "whole", None)
+    again = run(tmp_path / "again", next((tmp_path / "whole").rglob(checkpoint)))
+    assert same(dict(again.state_dict()), dict(whole.state_dict()))
+    assert same(again.memory.state_dict(), whole.memory.state_dict())
+    assert again.learned == whole.learned
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -330,6 +354,8 @@ class Endless(IterableDataset[Any]):
 def test_what_cannot_work_is_said() -> None:
     with pytest.raises(ValueError, match=r"^`capacity` must be 4 \(`num_classes`\) or more, got 3\.$"):
         ICaRL(**SMALL, capacity=3)
+    with pytest.raises(ValueError, match=r"^`loss_classes` must be 'all' or 'seen', got 'current'\.$"):
+        ICaRL(**SMALL, loss_classes="current")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^`features` must name the place where Sequential computes them"):
         ICaRL(4, nn.Sequential(nn.Linear(2, 4)), capacity=8)
     with pytest.raises(ValueError, match=r"^`features` must name a submodule of the backbone, got 'fc2:input'\.$"):
@@ -338,12 +364,22 @@ def test_what_cannot_work_is_said() -> None:
         trainer(max_epochs=1).fit(ICaRL(**SMALL, loss_classes="seen"), datamodule=PlainData())
     with pytest.raises(ValueError, match="a loader that has a length"):
         trainer(max_epochs=1).fit(ICaRL(**SMALL), DataLoader(Endless(), batch_size=4))
-    as_tuple = DataLoader([(torch.rand(1, 8, 8), 0)], collate_fn=lambda rows: (rows[0][0][None], torch.tensor([0])))
+    pairs: Any = [(torch.rand(1, 8, 8), torch.tensor(0))]
+    as_tuple: Any = DataLoader(pairs, collate_fn=lambda rows: tuple(value[None] for value in rows[0]))
     with pytest.raises(TypeError, match="ICaRL changes the batch in place"):
         trainer(max_epochs=1).fit(ICaRL(**SMALL), as_tuple)
 
 
-def test_checkpoint_of_weights_alone_keeps_the_rest(tmp_path: Any) -> None:
+def test_sharded_strategies_are_refused() -> None:
+    module: Any = ICaRL(**SMALL)
+    module._trainer = SimpleNamespace(
+        strategy=FSDPStrategy.__new__(FSDPStrategy), state=SimpleNamespace(fn="fit", status="running")
+    )
+    with pytest.raises(ValueError, match="set `strategy` to 'ddp'"):
+        module.setup("fit")
+
+
+def test_checkpoint_of_weights_alone_keeps_the_rest() -> None:
     module = learned()
     state = copy.deepcopy(module.memory.state_dict())
     module.on_load_checkpoint({"state_dict": module.state_dict()})
