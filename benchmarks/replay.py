@@ -279,7 +279,8 @@ def step_cell(method: str, rounds: Sequence[Mapping[str, float]]) -> str:
 
 def row(cases: Sequence[ReplayCase], rounds: Sequence[Mapping[str, float]]) -> str:
     case, method = cases[0], METHODS[cases[0].method]
-    chosen = f"`{case.sweep.argument}` {case.chosen():g}" if case.sweep else ""
+    swept = case.sweep and case.score(case.chosen()) is not None
+    chosen = f"`{case.sweep.argument}` {case.chosen():g}" if swept else ""
     cells = " | ".join(map(column, cases))
     return f"| `{case.method}` | {chosen} | {cells} | {step_cell(case.method, rounds)} | {method.cost} |"
 

@@ -172,9 +172,9 @@ class BalancedReservoir(Reservoir):
     Example:
         >>> from lightning_cl import Memory
         >>> memory = Memory(4, policy="balanced_reservoir")
-        >>> slots = memory.insert(torch.arange(8), groups=torch.tensor([0, 0, 0, 0, 1, 0, 1, 0]))
-        >>> memory.groups.bincount()
-        tensor([2, 2])
+        >>> slots = memory.insert(torch.arange(100), groups=(torch.arange(100) < 2).int())  # two of group 1, then none
+        >>> memory.groups
+        tensor([1, 1, 0, 0])
     """
 
     needs = ("groups",)

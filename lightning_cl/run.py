@@ -234,7 +234,8 @@ class StreamRun(Callback):
         self.initial: Tensor | None = None
         self.finished = 0  # experiences trained, consolidated and measured
         self.within = False  # an experience has begun that is not yet measured
-        self.consolidated = False  # the current experience is
+        self.consolidated = False  # the callbacks have had their `on_train_end` in the current experience
+        self.ended = False  # and so has the module
         self.first_epoch = 0  # of the current experience, or of the next one
         self.first_step = 0
         self.seed = int(torch.randint(2**62, (1,)))
@@ -255,13 +256,13 @@ class StreamRun(Callback):
 
     def begin(self) -> None:
         """Start an experience; what it draws at random depends on nothing before."""
-        self.within, self.consolidated, self._fresh = True, False, True
+        self.within, self.consolidated, self.ended, self._fresh = True, False, False, True
         seed_generators(derive_seed(self.seed, self.stream.current, 0))
 
     def finish(self, trainer: Trainer) -> None:
         """End an experience that is trained, consolidated and measured."""
         self.finished += 1
-        self.within = self.consolidated = False
+        self.within = self.consolidated = self.ended = False
         self.first_epoch, self.first_step = trainer.current_epoch, trainer.global_step
 
     def announce(self, trainer: Trainer) -> None:
@@ -473,6 +474,7 @@ class StreamRun(Callback):
             "finished": self.finished,
             "within": self.within,
             "consolidated": self.consolidated,
+            "ended": self.ended,
             "first_epoch": self.first_epoch,
             "first_step": self.first_step,
             "correct": self.matrix.correct.clone(),
@@ -486,7 +488,7 @@ class StreamRun(Callback):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was saved."""
-        for name in ("finished", "within", "consolidated", "first_epoch", "first_step", "initial"):
+        for name in ("finished", "within", "consolidated", "ended", "first_epoch", "first_step", "initial"):
             setattr(self, name, state[name])
         self.matrix.correct, self.matrix.total = state["correct"].clone(), state["total"].clone()
         self._unlogged = state["unlogged"]
@@ -557,9 +559,14 @@ def _consolidated_at_the_end(trainer: Trainer, run: StreamRun) -> Iterator[None]
     fit = loop.run
 
     def fit_then_consolidate() -> None:
+        module, before = trainer.lightning_module, run.consolidated
         fit()
         if not run.consolidated:
             end_of_training(trainer)
+        elif before and not run.ended:  # a checkpoint that a callback wrote in its own `on_train_end`
+            module.on_train_start()
+            module.on_train_end()
+        run.ended = True
 
     loop.run = fit_then_consolidate  # type: ignore[method-assign]
     try:

@@ -122,3 +122,29 @@ def test_a_batch_in_the_middle_is_left_as_it_is(through: Path) -> None:
     before = str(content)
     finish_last_batch(L.Trainer(logger=False, accelerator="cpu"), content, max_steps=-1)
     assert str(content) == before
+
+
+class Halves(Logging):
+    """Consolidates by itself, after the callbacks."""
+
+    def on_train_end(self) -> None:
+        self.net.weight.data.mul_(0.5)
+
+
+class SavesAtTheEnd(L.Callback):
+    """Writes a checkpoint when the callbacks are done and the module is not."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.save_checkpoint(Path(trainer.log_dir or "") / f"end_{pl_module.current_epoch}.ckpt")
+
+
+def test_a_module_has_its_own_end_of_training_once(tmp_path: Path) -> None:
+    def run(folder: Path, ckpt_path: Path | None = None) -> Tensor:
+        module, quiet = Halves(), {"enable_progress_bar": False, "enable_model_summary": False}
+        trainer = L.Trainer(max_epochs=2, logger=RunLogger(folder), callbacks=[SavesAtTheEnd()], **quiet)
+        fit_stream(trainer, module, Stream(), ckpt_path)
+        return module.net.weight
+
+    whole = run(tmp_path / "whole")
+    for epoch in (2, 4):
+        assert torch.equal(run(tmp_path / f"again_{epoch}", tmp_path / f"whole/end_{epoch}.ckpt"), whole)

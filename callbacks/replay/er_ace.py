@@ -102,10 +102,10 @@ class ERACE(LossRehearsal):
         if self.batch_size == 0:
             return
         y = self.unpacked(batch, current.columns)[1]
-        self._present = gather_rows(trainer, y.unique()).unique()
+        self._present = torch.unique(gather_rows(trainer, torch.unique(y)))
         if self.task_free or self.experiences:
             self.forwards_in(pl_module).adjust(self._mask)
-        self.seen = torch.cat([self.seen.to(y.device), self._present]).unique()
+        self.seen = torch.unique(torch.cat([self.seen.to(y.device), self._present]))
 
     def _mask(self, scores: Tensor) -> Tensor:
         absent = torch.full(scores.shape[1:], self.absent == "all", device=scores.device)

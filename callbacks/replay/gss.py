@@ -136,7 +136,7 @@ class GSS(Replay):
         step = max(1, CHUNK // references.shape[1])
         rows = [
             F.normalize(sample_gradients(pl_module, weights, *part)) @ references.T
-            for part in zip(x.split(step), y.split(step), strict=True)
+            for part in zip(torch.split(x, step), torch.split(y, step), strict=True)
         ]
         return torch.cat(rows).amax(1)
 
