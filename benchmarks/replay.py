@@ -83,6 +83,9 @@ METHODS = {
     "replay_balanced_reservoir": replay_with("balanced_reservoir"),
     "replay_class_quota": replay_with("class_quota"),
     "replay_ring": replay_with("ring"),
+    "replay_end_passes": Method(
+        ("replay",), {"insert_epochs": "end", "retrieval": "passes"}, cost="(b + b_m) / b = 2"
+    ),  # as Avalanche
     "er_ace": Method(("er_ace",), cost="(b + b_m) / b = 2"),
     "der": Method(("der",), sweep=Sweep("alpha", (0.03, 0.1, 0.3, 1.0)), cost="2"),
     "derpp": Method(("derpp",), sweep=Sweep("alpha", (0.03, 0.1, 0.3, 1.0)), cost="3"),

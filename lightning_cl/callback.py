@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, get_args
 
@@ -377,6 +377,34 @@ def scores_aside(
     with isolated_rng(), eagerly, trainer.precision_plugin.forward_context():
         scores = scores_in(functional_call(pl_module, tensors, (x,)))
     return scores.to(at_least_float32(scores.dtype))
+
+
+def mean_gradients(trainer: Trainer, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    """Differentiate a loss of this process and average the gradients over all processes, in one collective.
+
+    Neither ``grad`` nor the optimizer nor DDP's reducer is touched. In ``'16-mixed'`` precision the loss is multiplied
+    by the present scale of the trainer's GradScaler, which is read only.
+
+    Args:
+        trainer: The trainer, while it fits.
+        loss: A scalar.
+        parameters: What to differentiate by.
+
+    Returns:
+        A gradient for each parameter, 0 for one that the loss does not depend on; or ``None``, on all processes, if
+        ``'16-mixed'`` precision overflowed on one.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = 1.0 if scaler is None else scaler.get_scale()
+    gradients = list(torch.autograd.grad(loss * scale, parameters, materialize_grads=True))
+    if trainer.world_size == 1 and scaler is None:
+        return gradients
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = sum_over_ranks(trainer, flat) / (trainer.world_size * scale)
+    if scaler is not None and not flat.isfinite().all():
+        return None
+    parts = flat.split_with_sizes([gradient.numel() for gradient in gradients])
+    return [part.view_as(g).to(g.dtype) for part, g in zip(parts, gradients, strict=True)]
 
 
 # -- passes over the data at the end of an experience ------------------------------------------------------------------

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_cl.anchor import old_rows
-from lightning_cl.callback import prepared, sum_over_ranks, unpack_batch
+from lightning_cl.callback import mean_gradients, prepared, sum_over_ranks, unpack_batch
 from lightning_cl.forwards import scores_in
 from lightning_cl.heads import classifier_of
 from lightning_cl.memory import Memory
-from lightning_cl.rehearsal import LOGITS, RehearsalCallback, as_float32
+from lightning_cl.rehearsal import LOGITS, RehearsalCallback, as_float32, logit_matching
 from lightning_cl.stream import StreamDataModule
 from lightning_cl.utilities import derive_seed, isolated_rng, seed_generators
 
@@ -62,11 +62,7 @@ def replay_loss(
         allowed = scores[:, : len(competing)]
         allowed = allowed.masked_fill(~competing[labels][:, : allowed.shape[1]], -torch.inf)
     loss = F.cross_entropy(allowed, labels)
-    if stored is None or not kd:
-        return loss
-    error = scores[:, : stored.shape[1]] - stored.to(scores.dtype)
-    there = error.isfinite()
-    return loss + kd * error.masked_fill(~there, 0.0).square().sum() / there.sum().clamp(min=1)
+    return loss if stored is None or not kd else loss + kd * logit_matching(scores, stored)
 
 
 def competitors(trainer: Trainer) -> Tensor | None:
@@ -144,34 +140,6 @@ def _statistics(layer: nn.Module) -> list[Tensor]:
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
-
-
-def mean_gradients(trainer: Trainer, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor] | None:
-    """Differentiate a loss of this process and average the gradients over all processes, in one collective.
-
-    Neither ``grad`` nor the optimizer nor DDP's reducer is touched. In ``'16-mixed'`` precision the loss is multiplied
-    by the present scale of the trainer's GradScaler, which is read only.
-
-    Args:
-        trainer: The trainer, while it fits.
-        loss: A scalar.
-        parameters: What to differentiate by.
-
-    Returns:
-        A gradient for each parameter, 0 for one that the loss does not depend on; or ``None``, on all processes, if
-        ``'16-mixed'`` precision overflowed on one.
-    """
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    scale = 1.0 if scaler is None else scaler.get_scale()
-    gradients = list(torch.autograd.grad(loss * scale, parameters, materialize_grads=True))
-    if trainer.world_size == 1 and scaler is None:
-        return gradients
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    flat = sum_over_ranks(trainer, flat) / (trainer.world_size * scale)
-    if scaler is not None and not flat.isfinite().all():
-        return None
-    parts = flat.split_with_sizes([gradient.numel() for gradient in gradients])
-    return [part.view_as(g).to(g.dtype) for part, g in zip(parts, gradients, strict=True)]
 
 
 def batches_of(memory: Memory, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Any]:

@@ -13,6 +13,8 @@ from lightning_cl.utilities import permutation
 
 __all__ = ["POLICIES", "Memory", "deal", "share"]
 
+MARKS = {"groups": NO_GROUPS, "scores": NO_SCORES}
+
 
 class Memory:
     """Keep a fixed number of items, for replay.
@@ -137,7 +139,7 @@ class Memory:
         """
         columns = _columns(items)
         count = len(next(iter(columns.values())))
-        marks = self._given(count, groups, scores)
+        groups, scores = self._given("groups", groups, count), self._given("scores", scores, count)
         if self._store is None:
             self._structure = _structure(items)
             self._store = (
@@ -146,39 +148,39 @@ class Memory:
                 else TensorStore(columns, self.capacity, self.device)
             )
         self._check("items", columns)
-        held = NO_GROUPS if self.groups is None else self.groups, NO_SCORES if self.scores is None else self.scores
-        choice = self._policy.assign(Offer(count, self.seen, *marks, *held, self._size))
+        held_groups, held_scores = (self._marks.get(name, none)[: self._size] for name, none in MARKS.items())
+        choice = self._policy.assign(Offer(count, self.seen, groups, scores, held_groups, held_scores, self._size))
         self.seen += count
         target, rows = _last_wins(choice.slots)
         if len(target):  # late in a long stream a whole batch is often dropped
-            chosen = {name: column.index_select(0, rows.to(column.device)) for name, column in columns.items()}
-            self._store.write(target, chosen)
-            for name, values in (("groups", marks[0]), ("scores", choice.scores)):
+            self._store.write(target, _rows_of(columns, rows))
+            for name, values in (("groups", groups), ("scores", choice.scores)):
                 if values is not None:
-                    column = self._marks[name] if name in self._marks else self._make_mark(name)
-                    column.index_copy_(0, target, values.index_select(0, rows))
-            self._size = max(self._size, int(target[-1]) + 1)
+                    mark = self._marks[name] if name in self._marks else self._make_mark(name)
+                    mark.index_copy_(0, target, values.index_select(0, rows))
+            self._size = max(self._size, int(target.max()) + 1)
         slots = torch.full_like(choice.slots, -1).index_copy_(0, rows, target)
         for old, new in self._close(choice.vacated).items():
             slots[slots == old] = new
         return slots
 
-    def _given(self, count: int, groups: Tensor | None, scores: Tensor | None) -> list[Tensor | None]:
-        """Groups and scores of a batch as they are kept."""
-        given: list[Tensor | None] = []
-        for name, values, dtype in (("groups", groups, torch.int64), ("scores", scores, torch.float64)):
-            if values is None and (name in self._policy.needs or (name == "groups" and name in self._marks)):
-                raise ValueError(f"`{name}` must be given: {self.policy!r} needs them, or items before had them.")
-            if values is not None and name == "scores" and not self._policy.accepts_scores:
-                raise ValueError(f"`scores` must be left out: the policy {self.policy!r} does not choose by any.")
-            if values is not None and name == "groups" and self._size and name not in self._marks:
-                raise ValueError("`groups` must be left out, as with the items that were inserted before.")
-            if values is not None and values.shape != (count,):
-                raise ValueError(f"`{name}` must be a number for each of {count} items, got {tuple(values.shape)}.")
-            if name == "scores" and values is not None and values.isnan().any():
-                raise ValueError("`scores` must be numbers, got NaN.")
-            given.append(None if values is None else values.detach().to("cpu", dtype))
-        return given
+    def _given(self, name: str, values: Tensor | None, count: int) -> Tensor | None:
+        """Groups or scores of a batch as they are kept."""
+        if name == "groups" and self._size and (values is None) == (name in self._marks):
+            did = "given" if values is None else "left out"
+            raise ValueError(f"`groups` must be {did}, as with the items that were inserted before.")
+        if values is None:
+            if name in self._policy.needs:
+                raise ValueError(f"`{name}` must be given: the policy {self.policy!r} needs them.")
+            return None
+        if name == "scores" and not self._policy.accepts_scores:
+            raise ValueError(f"`scores` must be left out: the policy {self.policy!r} does not choose by any.")
+        if values.shape != (count,):
+            raise ValueError(f"`{name}` must be a number for each of {count} items, got {tuple(values.shape)}.")
+        values = values.detach().to("cpu", MARKS[name].dtype)
+        if name == "scores" and values.isnan().any():
+            raise ValueError("`scores` must be numbers, got NaN.")
+        return values
 
     def _close(self, vacated: Tensor) -> dict[int, int]:
         """Move items from the end to the slots that became empty. Return old and new slots."""
@@ -200,7 +202,8 @@ class Memory:
         Args:
             count: Number of slots; all that are filled if there are fewer.
             generator: Source of the random numbers. It is the caller's, so that drawing does not change what is kept.
-            balanced: As many of each group as there are, to one; else uniformly.
+            balanced: The same number of each group, to one (all of a group that has fewer); which groups have one more
+                is left to chance, and so is which of its items. Else uniformly.
 
         Returns:
             ``min(count, len(self))`` slots, int64 on the CPU.
@@ -215,8 +218,7 @@ class Memory:
             return _sample(self._size, count, generator)
         if self.groups is None:
             raise ValueError("`balanced` needs groups: give `groups` to `insert`.")
-        order = torch.randperm(self._size, generator=generator, device=generator.device).cpu()
-        return order[_rank_within(self.groups[order]).argsort(stable=True)[:count]]
+        return _sample_evenly(self.groups, count, generator)
 
     def take(self, slots: Tensor) -> Any:
         """Return copies of the items in ``slots``, in the structure of the first insert.
@@ -255,8 +257,7 @@ class Memory:
             raise ValueError(f"`columns` must have a row for each of {len(slots)} slots.")
         rows = (slots >= 0).nonzero().flatten()
         slots = self._checked(slots[rows])
-        kept = {name: column.detach().index_select(0, rows.to(column.device)) for name, column in columns.items()}
-        self._stored().write(slots, kept)
+        self._stored().write(slots, _rows_of(columns, rows))
 
     def merge(self, other: "Memory") -> None:
         """Take in a memory of another part of the stream, as if this one had been offered both parts.
@@ -346,8 +347,7 @@ class Memory:
     def _make_mark(self, name: str) -> Tensor:
         """Make the column of ``groups`` or ``scores``."""
         with torch.inference_mode(False):
-            dtype = torch.int64 if name == "groups" else torch.float64
-            self._marks[name] = torch.empty(self.capacity, dtype=dtype, device="cpu")
+            self._marks[name] = torch.empty(self.capacity, dtype=MARKS[name].dtype, device="cpu")
         return self._marks[name]
 
     def _mark(self, name: str) -> Tensor | None:
@@ -389,7 +389,7 @@ def deal(shards: Sequence[Memory], into: Memory, rank: int, world_size: int) -> 
     Items are dealt out in random order, group by group, so that each rank gets as many of each as the others. Together
     the ranks hold what the shards held (but for items of groups for which a rank has fewer places, where places are
     counted by group), and each goes on as one that was offered its part of the whole stream: the union stays the
-    stratified sample that it was.
+    stratified sample that it was. That is exact for reservoirs, and for scores up to a part of 1 / capacity.
 
     Args:
         shards: What all ranks held before, in the same order on every rank.
@@ -425,7 +425,7 @@ def _read(memories: Sequence[Memory], numbers: Tensor) -> dict[str, Tensor]:
     ends = torch.tensor([len(memory) for memory in memories], device="cpu").cumsum(0)
     places = torch.searchsorted(ends, numbers, right=True)
     columns: dict[str, Tensor] = {}
-    for k in places.unique().tolist():
+    for k in torch.unique(places).tolist():
         where = places == k
         for name, rows in memories[k]._stored().read(numbers[where] - ends[k] + len(memories[k])).items():
             if name not in columns:
@@ -436,20 +436,12 @@ def _read(memories: Sequence[Memory], numbers: Tensor) -> dict[str, Tensor]:
 
 def _parts(numbers: Tensor) -> tuple[Tensor, ...]:
     """Parts whose rows fit in RAM together; none of nothing."""
-    return numbers.split(4096) if len(numbers) else ()
+    return torch.split(numbers, 4096) if len(numbers) else ()
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     found = [part for part in parts if part is not None]
     return torch.cat(found) if found else None
-
-
-def _rank_within(groups: Tensor) -> Tensor:
-    """How many rows of the same group come before each row."""
-    order = groups.argsort(stable=True)
-    ordered = groups[order]
-    rank = torch.arange(len(groups), device="cpu") - torch.searchsorted(ordered, ordered)
-    return torch.empty_like(rank).index_copy_(0, order, rank)
 
 
 def _structure(items: object) -> str:
@@ -480,28 +472,54 @@ def _columns(items: Tensor | Mapping[str, Tensor] | Sequence[Tensor]) -> dict[st
     return {name: column.detach() for name, column in columns.items()}
 
 
+def _rows_of(columns: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    return {name: column.detach().index_select(0, rows.to(column.device)) for name, column in columns.items()}
+
+
 def _last_wins(slots: Tensor) -> tuple[Tensor, Tensor]:
     """Return the different slots in ascending order and, for each, the row of the last item that names it.
 
     Copying to an index that occurs twice would leave it to chance on a GPU which of the two stays.
     """
-    rows = (slots >= 0).nonzero().squeeze(1)
-    if not len(rows):
-        return rows, rows
-    target, order = slots[rows].sort(stable=True)
-    last = torch.ones_like(target, dtype=torch.bool)
-    torch.ne(target[1:], target[:-1], out=last[:-1])
-    index = last.nonzero().squeeze(1)
-    return target[index], rows[order[index]]
+    last = {slot: row for row, slot in enumerate(slots.tolist())}  # of plain numbers: a third of the time of tensors
+    last.pop(-1, None)
+    return torch.tensor([*last], dtype=torch.int64, device="cpu"), torch.tensor(
+        [*last.values()], dtype=torch.int64, device="cpu"
+    )
 
 
 def _sample(size: int, count: int, generator: Generator) -> Tensor:
     """Draw ``count`` different numbers below ``size``, in random order, at a cost that grows with ``count`` only."""
-    if size <= 100 * count:
-        return torch.randperm(size, generator=generator, device=generator.device)[:count]
+    if size <= 8 * count:
+        return _shuffled(size, generator)[:count]
     # A permutation of a million for 64 items takes 4 ms, this 10 us.
     found: dict[int, None] = {}  # keeps order; the first different values of independent draws are a uniform sample
     while len(found) < count:
-        uniform = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
-        found.update(dict.fromkeys((uniform * size).long().tolist()))
+        drawn = torch.randint(size, (count,), generator=generator, device=generator.device)
+        found.update(dict.fromkeys(drawn.tolist()))
     return torch.tensor(list(found)[:count], dtype=torch.int64, device="cpu")
+
+
+def _sample_evenly(groups: Tensor, count: int, generator: Generator) -> Tensor:
+    """Draw ``count`` different rows, in random order, the same number of each group."""
+    order = _shuffled(len(groups), generator)
+    groups, by_group = groups[order].sort(stable=True)
+    sizes = torch.unique_consecutive(groups, return_counts=True)[1]
+    wanted = _evenly(sizes, count, generator)
+    rank = torch.arange(len(groups), device="cpu") - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    chosen = order[by_group[rank < wanted.repeat_interleave(sizes)]]
+    return chosen[_shuffled(count, generator)]
+
+
+def _evenly(sizes: Tensor, count: int, generator: Generator) -> Tensor:
+    """Numbers of which none is larger than its size and whose sum is ``count``, as equal as can be."""
+    numbers = torch.zeros_like(sizes)
+    while each := (count - int(numbers.sum())) // max(int((numbers < sizes).sum()), 1):
+        numbers = torch.minimum(numbers + each, sizes)
+    larger = (numbers < sizes).nonzero().flatten()
+    numbers[larger[_shuffled(len(larger), generator)[: count - int(numbers.sum())]]] += 1
+    return numbers
+
+
+def _shuffled(count: int, generator: Generator) -> Tensor:
+    return torch.randperm(count, generator=generator, device=generator.device).cpu()

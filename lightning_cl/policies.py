@@ -28,7 +28,7 @@ class Offer(NamedTuple):
     """A batch that is offered to a memory, and what the memory holds; all tensors are on the CPU.
 
     Attributes:
-        count: Number of items :math:`N` in the batch.
+        length: Number of items :math:`N` in the batch.
         seen: Number of items offered before.
         groups: What is counted by, classes or tasks, int64 ``(N,)``, or ``None`` if it was not given.
         scores: What the policy chooses by, float64 ``(N,)``, or ``None`` if it was not given.
@@ -37,7 +37,7 @@ class Offer(NamedTuple):
         size: Number of items in the memory, in slots ``0`` to ``size - 1``.
     """
 
-    count: int
+    length: int
     seen: int
     groups: Tensor | None
     scores: Tensor | None
@@ -72,7 +72,7 @@ class Policy(Protocol):
         ...     def __init__(self, capacity, seed):
         ...         self.capacity = capacity
         ...     def assign(self, offer):
-        ...         slots = torch.arange(offer.size, offer.size + offer.count)
+        ...         slots = torch.arange(offer.size, offer.size + offer.length)
         ...         return Choice(slots.masked_fill(slots >= self.capacity, -1))
         ...     def state_dict(self):
         ...         return {}
@@ -149,7 +149,7 @@ class Reservoir(_Random):
 
     def _places(self, offer: Offer) -> tuple[Tensor, Tensor, Tensor]:
         """The next slots, the part of them (a view) that is beyond the last slot, and :math:`n + 1` for each in it."""
-        slots = torch.arange(offer.size, offer.size + offer.count, device="cpu")
+        slots = torch.arange(offer.size, offer.size + offer.length, device="cpu")
         late = slots[max(self.capacity - offer.size, 0) :]
         return slots, late, late + (offer.seen - offer.size + 1)
 
@@ -191,7 +191,7 @@ class BalancedReservoir(Reservoir):
         accepted = (draws[:, 0] * places).long() < self.capacity
         late.fill_(-1)
         if accepted.any():
-            early = offer.count - len(late)
+            early = offer.length - len(late)
             if not self._slots:
                 self._slots = _slots_of(torch.cat([offer.held_groups, offer.groups[:early]]))
             pairs = zip(offer.groups[early:][accepted].tolist(), draws[accepted, 1].tolist(), strict=True)
@@ -215,7 +215,7 @@ class BalancedReservoir(Reservoir):
 
 def _slots_of(groups: Tensor) -> dict[int, list[int]]:
     """The slots of each group, both in order."""
-    slots: dict[int, list[int]] = {group: [] for group in groups.unique().tolist()}
+    slots: dict[int, list[int]] = {group: [] for group in torch.unique(groups).tolist()}
     for slot, group in enumerate(groups.tolist()):
         slots[group].append(slot)
     return slots
@@ -242,9 +242,9 @@ class Fifo(Policy):
 
     @override
     def assign(self, offer: Offer) -> Choice:
-        numbers = torch.arange(offer.count, device="cpu")
+        numbers = torch.arange(offer.length, device="cpu")
         slots = (self.next + numbers) % self.capacity
-        self.next = (self.next + offer.count) % self.capacity
+        self.next = (self.next + offer.length) % self.capacity
         return Choice(slots, scores=(offer.seen + numbers).double())
 
     @override
@@ -260,9 +260,12 @@ class KeyedReservoir(_Random):
     r"""Keep the items with the highest scores; with uniform scores that is a reservoir which can be merged.
 
     Each item gets a score uniform in :math:`[0, 1)`, unless scores are given, and the :math:`B` highest stay; of
-    equals, what is held already (and of what is held, that in the lower slot). The :math:`B` highest of a stream are those of the :math:`B` highest of its parts: what is
-    kept is, as a set, the same however the stream is cut, in time or over processes, and a smaller memory keeps part
-    of what a larger one does. Avalanche keeps its reservoirs in this form.
+    equals, what is held already (and of what is held, that in the lower slot). The :math:`B` highest of a stream are
+    those of the :math:`B` highest of its parts: what is kept is, as a set, the same however the stream is cut, in time
+    or over processes, and a smaller memory keeps part of what a larger one does. Avalanche keeps its reservoirs in this
+    form.
+
+    What is held is in a heap, the lowest score on top, so that an item is compared with one other only.
 
     Args:
         capacity: Number of slots :math:`B`.
@@ -285,7 +288,7 @@ class KeyedReservoir(_Random):
 
     def scores(self, offer: Offer) -> Tensor:
         """The score of each item."""
-        return self.uniform(offer.count) if offer.scores is None else offer.scores
+        return self.uniform(offer.length) if offer.scores is None else offer.scores
 
     def expect(self, groups: Iterable[int]) -> None:
         """Reckon with these groups from now on, in this order, whether or not there are items of them."""
@@ -296,7 +299,7 @@ class KeyedReservoir(_Random):
     @override
     def assign(self, offer: Offer) -> Choice:
         scores = self.scores(offer)
-        groups = self._groups(offer.groups, offer.count)
+        groups = self._groups(offer.groups, offer.length)
         if not self._heaps:
             self._fill(self._groups(offer.held_groups, offer.size), offer.held_scores.tolist())
         self.expect(groups)
@@ -397,7 +400,7 @@ class Ring(ClassQuota):
 
     @override
     def scores(self, offer: Offer) -> Tensor:
-        return torch.arange(offer.seen, offer.seen + offer.count, dtype=torch.float64, device="cpu")
+        return torch.arange(offer.seen, offer.seen + offer.length, dtype=torch.float64, device="cpu")
 
 
 class GradientDiversity(_Random):
@@ -431,7 +434,7 @@ class GradientDiversity(_Random):
     @override
     def assign(self, offer: Offer) -> Choice:
         assert offer.scores is not None
-        slots = torch.arange(offer.size, offer.size + offer.count, device="cpu")
+        slots = torch.arange(offer.size, offer.size + offer.length, device="cpu")
         late = slots[max(self.capacity - offer.size, 0) :]
         if len(late):
             late.copy_(self._rivals(offer, len(late)))
@@ -439,10 +442,10 @@ class GradientDiversity(_Random):
 
     def _rivals(self, offer: Offer, count: int) -> Tensor:
         assert offer.scores is not None
-        held = torch.cat([offer.held_scores, offer.scores[: offer.count - count]])
+        held = torch.cat([offer.held_scores, offer.scores[: offer.length - count]])
         redundancy = (held - held.min()) / (held.max() - held.min() + 0.01) + 1e-12  # or none could be drawn of equals
         rivals = redundancy.multinomial(min(count, len(held)), generator=self.generator)
-        new, old = offer.scores[offer.count - count :][: len(rivals)] + 1, held[rivals] + 1
+        new, old = offer.scores[offer.length - count :][: len(rivals)] + 1, held[rivals] + 1
         wins = self.uniform(len(rivals)) * (new + old) < old
         return torch.cat([rivals.where(wins, -1), rivals.new_full((count - len(rivals),), -1)])
 

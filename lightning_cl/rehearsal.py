@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Generator, Tensor
 from typing_extensions import override
@@ -16,16 +17,18 @@ from lightning_cl.callback import (
     gather_rows,
     is_logged,
     prepared,
+    scores_aside,
+    statistics_batches,
     unpack_batch,
 )
 from lightning_cl.forwards import scores_in
 from lightning_cl.memory import Memory, deal, share
 from lightning_cl.stream import StreamBatch
-from lightning_cl.utilities import at_least_float32, default_seed, derive_seed
+from lightning_cl.utilities import at_least_float32, default_seed, derive_seed, evaluating
 
 LOGITS = "logits"
 """The column of a memory with the scores that samples had when they were offered."""
-Epochs = Literal["first", "all"]
+Epochs = Literal["first", "all", "end"]
 ForwardOf = Literal["joint", "separate"]
 
 
@@ -86,7 +89,8 @@ class RehearsalCallback(ContinualCallback):
         batch_size: Replayed samples per batch and process; ``None`` is as many as the batch has, 0 is fine-tuning.
         insert_epochs: Offer the samples of an experience to the memory in its ``"first"`` epoch, so that each is
             offered once and a reservoir is uniform over the stream; or in ``"all"`` epochs, as Mammoth does, which
-            makes it uniform over presentations and lets it hold duplicates.
+            makes it uniform over presentations and lets it hold duplicates; or at the ``"end"``, in one more pass over
+            the data of the experience, as Avalanche does, so that only earlier experiences are replayed.
         policy: Which samples stay (see :class:`lightning_cl.Memory`); what quotas count are the labels.
         storage: Where the memory is, and how processes share it.
         seed: Fixes what is kept and drawn; ``None`` is the seed of ``seed_everything``, else 0.
@@ -114,7 +118,7 @@ class RehearsalCallback(ContinualCallback):
         if batch_size is not None and batch_size < 0:
             raise ValueError(f"`batch_size` must be 0 or more, or None for that of the batch, got {batch_size}.")
         if insert_epochs not in get_args(Epochs):
-            raise ValueError(f"`insert_epochs` must be 'first' or 'all', got {insert_epochs!r}.")
+            raise ValueError(f"`insert_epochs` must be 'first', 'all' or 'end', got {insert_epochs!r}.")
         self.capacity = capacity
         self.batch_size = batch_size
         self.policy = policy
@@ -142,6 +146,10 @@ class RehearsalCallback(ContinualCallback):
         if self.offers(trainer):
             self.keep(trainer, current.raw, self.groups_of(batch, current))
 
+    def offer_at_end(self, trainer: Trainer, pl_module: LightningModule, batch: Any, current: Current) -> None:
+        """Offer a batch of the data of an experience at its end, without augmentation."""
+        self.keep(trainer, current.raw, self.groups_of(batch, current))
+
     # -- what a method may ask -----------------------------------------------------------------------------------------
 
     @property
@@ -165,7 +173,8 @@ class RehearsalCallback(ContinualCallback):
 
     def offers(self, trainer: Trainer) -> bool:
         """Whether samples are offered in this epoch."""
-        return self.insert_epochs == "all" or self.epoch_of_experience(trainer) == 0
+        first = self.insert_epochs == "first" and self.epoch_of_experience(trainer) == 0
+        return first or self.insert_epochs == "all"
 
     def wanted(self, current: Current) -> int:
         """How many samples are replayed beside these."""
@@ -252,13 +261,17 @@ class RehearsalCallback(ContinualCallback):
         self.rehearse(trainer, pl_module, batch, current)
         self.offer(trainer, pl_module, batch, current)
 
+    @override
+    def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.insert_epochs == "end":
+            for batch in statistics_batches(trainer):
+                self.offer_at_end(trainer, pl_module, batch, _current(batch, type(self).__name__))
+
     def _current_of(self, trainer: Trainer, batch: Any) -> Current:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         first = next(callback for callback in callbacks if isinstance(callback, RehearsalCallback))
         if first is self:
-            columns = columns_of(batch, type(self).__name__)
-            raw = dict(zip(columns, batch.raw, strict=True)) if isinstance(batch, StreamBatch) else columns
-            self._current = Current(columns, raw)
+            self._current = _current(batch, type(self).__name__)
         assert first._current is not None
         return first._current
 
@@ -286,6 +299,12 @@ class RehearsalCallback(ContinualCallback):
         else:
             self.memory.load_state_dict(memory)
         self._draws = state_dict["draws"]
+
+
+def _current(batch: Any, owner: str) -> Current:
+    columns = columns_of(batch, owner)
+    raw = dict(zip(columns, batch.raw, strict=True)) if isinstance(batch, StreamBatch) else columns
+    return Current(columns, raw)
 
 
 class Replayed(NamedTuple):
@@ -386,6 +405,15 @@ class LossRehearsal(RehearsalCallback):
             self._offered = None if groups is None else groups.clone(), current
 
     @override
+    def offer_at_end(self, trainer: Trainer, pl_module: LightningModule, batch: Any, current: Current) -> None:
+        if not self.keeps_logits:
+            super().offer_at_end(trainer, pl_module, batch, current)
+            return
+        with evaluating(pl_module), torch.no_grad():
+            logits = scores_aside(trainer, pl_module, self.unpacked(batch)[0])
+        self.keep(trainer, {**current.raw, LOGITS: logits}, self.groups_of(batch, current))
+
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -422,6 +450,29 @@ class LossRehearsal(RehearsalCallback):
 def as_float32(scores: Tensor) -> Tensor:
     """Scores in float32 at least."""
     return scores.to(at_least_float32(scores.dtype))
+
+
+def logit_matching(scores: Tensor, stored: Tensor) -> Tensor:
+    r"""Return the mean squared difference :math:`\frac{1}{B K} \sum_{n, c} (f_c(x_n) - z_{nc})^2`.
+
+    Columns that are minus infinity in one of the two, as those of classes that a growing head did not have, or that
+    are not stored, have no part, and :math:`K` counts the others. Computed in float32 at least.
+
+    Args:
+        scores: :math:`f(x)`, ``(B, C)``.
+        stored: :math:`z`, ``(B, C)``; may have fewer columns.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 2.0, -torch.inf], [0.0, 1.0, 3.0]])
+        >>> logit_matching(z.masked_fill(z.isinf(), 0.0) + 1.0, z)
+        tensor(1.)
+    """
+    error = as_float32(scores[:, : stored.shape[1]]) - stored
+    counts = error.isfinite()
+    return error.masked_fill(~counts, 0.0).square().sum() / counts.sum().clamp(min=1)
 
 
 def beside(outputs: Any, replay: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:

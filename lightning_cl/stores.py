@@ -113,7 +113,8 @@ class FileStore(Store):
 
     def __init__(self, rows: "MappedRows", capacity: int) -> None:
         self.rows = rows
-        self.table = torch.full((capacity,), -1, dtype=torch.int64, device="cpu")
+        with torch.inference_mode(False):
+            self.table = torch.full((capacity,), -1, dtype=torch.int64, device="cpu")
 
     @classmethod
     def new(cls, file: str, like: Mapping[str, Tensor], capacity: int) -> Self:

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_cl import Memory, backbones
+from lightning_cl.callback import mean_gradients
 from lightning_cl.callbacks import Replay
 from lightning_cl.finetuning import (
     FineTuning,
     batches_of,
     competitors,
-    mean_gradients,
     measured_tensors,
     parameter_change,
     replay_loss,

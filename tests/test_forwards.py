@@ -116,6 +116,8 @@ def test_scores_are_changed_for_the_step_alone(net: Any, forwards: Forwards, joi
     torch.testing.assert_close(forwards.of(x)[OUTPUT], expected[0])
     if number is not None:
         torch.testing.assert_close(forwards.joined(number), expected[1])
+    forwards.forget()
+    torch.testing.assert_close(forwards.during(lambda: net(x)), expected[0])
 
 
 def test_a_joint_forward_that_cannot_be_is_refused(net: Any, forwards: Forwards) -> None:

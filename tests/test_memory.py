@@ -1,12 +1,14 @@
 import io
 from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_cl.memory import POLICIES, Memory
+from lightning_cl.memory import POLICIES, Memory, deal, share
 from lightning_cl.policies import Choice, Offer, Policy, Reservoir
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
@@ -264,7 +266,10 @@ def test_storage_leaves_no_trace_in_autograd_or_in_the_global_generator() -> Non
     ("arguments", "message"),
     [
         ({"capacity": 0}, "`capacity` must be 1 or more, got 0"),
-        ({"capacity": 4, "policy": "resevoir"}, r"`policy` must be one of .*'reservoir', 'ring'.*Did you mean 'reservoir'\?"),
+        (
+            {"capacity": 4, "policy": "resevoir"},
+            r"`policy` must be one of .*'reservoir', 'ring'.*Did you mean 'reservoir'\?",
+        ),
     ],
 )
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
@@ -306,3 +311,206 @@ def test_draw_is_checked() -> None:
         fed([torch.zeros(2)], 4).draw(-1, generator())
     with pytest.raises(RuntimeError, match="Nothing was ever inserted"):
         Memory(4).draw(2, generator())
+
+
+def grouped(sizes: dict[int, int], policy: str = "reservoir") -> Memory:
+    """A memory of items that are numbered through, of so many of each group."""
+    groups = torch.tensor([group for group, size in sizes.items() for _ in range(size)])
+    memory = Memory(len(groups), policy)
+    memory.insert(torch.arange(len(groups)), groups=groups)
+    return memory
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, [0, 0, 0]),
+        (1, [0, 0, 1]),
+        (3, [1, 1, 1]),
+        (9, [3, 3, 3]),
+        (16, [3, 6, 7]),
+        (73, [3, 20, 50]),
+        (90, [3, 20, 50]),
+    ],
+)
+def test_balanced_draws_have_as_many_of_each_group(count: int, expected: list[int]) -> None:
+    memory, rng = grouped({7: 50, -2: 20, 0: 3}), generator()
+    for _ in range(20):
+        slots = memory.sample(count, rng, balanced=True)
+        assert len(set(slots.tolist())) == min(count, 73)
+        drawn = memory.groups[slots]
+        assert sorted(int((drawn == group).sum()) for group in (7, -2, 0)) == expected
+
+
+def test_balanced_draws_are_uniform_in_each_group_and_between_groups() -> None:
+    """Of three items one group has two, each in half of the draws; so has each place."""
+    memory, rng, trials = grouped({0: 6, 1: 3}), generator(), 3000
+    draws = torch.stack([memory.draw(3, rng, balanced=True) for _ in range(trials)])
+    found = draws.flatten().bincount(minlength=9).float()
+    assert_close_to_five_sigma(found[:6], trials, 1.5 / 6)
+    assert_close_to_five_sigma(found[6:], trials, 1.5 / 3)
+    assert_close_to_five_sigma((draws >= 6).float().sum(0), trials, 1 / 2)
+
+
+def test_balanced_draws_need_groups() -> None:
+    with pytest.raises(ValueError, match="`balanced` needs groups: give `groups` to `insert`"):
+        fed([torch.arange(3)], 4).draw(2, generator(), balanced=True)
+
+
+def test_draw_is_sample_and_take() -> None:
+    memory = grouped({0: 30, 1: 10})
+    for balanced in (False, True):
+        slots = memory.sample(7, generator(5), balanced)
+        assert memory.draw(7, generator(5), balanced).equal(memory.take(slots))
+        assert memory.items[slots].equal(memory.take(slots))
+
+
+def test_update_replaces_some_columns_of_some_items() -> None:
+    memory = Memory(4)
+    memory.insert({"x": torch.arange(8, dtype=torch.uint8).view(4, 2), "logits": torch.zeros(4, 3)})
+    memory.update(
+        torch.tensor([2, -1, 0]), {"logits": torch.ones(3, 3, requires_grad=True) * torch.arange(1, 4)[:, None]}
+    )
+    assert memory.items["logits"][:, 0].tolist() == [3, 0, 1, 0]
+    assert memory.items["x"].flatten().tolist() == list(range(8))
+    memory.update(torch.tensor([-1]), {"logits": torch.ones(1, 3)})
+    assert memory.items["logits"].sum() == 12
+
+
+@pytest.mark.parametrize(
+    ("slots", "columns", "error", "message"),
+    [
+        ([4], {"y": [1]}, IndexError, "`slots` must be filled, which 0 to 2 are, got 4 to 4"),
+        (
+            [0],
+            {"z": [1]},
+            ValueError,
+            r"`columns` must be of the columns of the first insert, \['x', 'y'\], got \['z'\]",
+        ),
+        ([0], {"y": [1.5]}, ValueError, "`columns`: column 'y' must be torch.int64"),
+        ([0], {"y": [1, 2]}, ValueError, "`columns` must have a row for each of 1 slots"),
+    ],
+)
+def test_update_is_checked(slots: list[int], columns: Any, error: type[Exception], message: str) -> None:
+    memory = Memory(8)
+    memory.insert({"x": torch.zeros(3, 2), "y": torch.arange(3)})
+    with pytest.raises(error, match=message):
+        memory.update(torch.tensor(slots), {name: torch.tensor(rows) for name, rows in columns.items()})
+    assert memory.items["y"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("slot", [-1, 3])
+def test_empty_slots_cannot_be_taken(slot: int) -> None:
+    with pytest.raises(IndexError, match=f"`slots` must be filled, which 0 to 2 are, got {slot} to {slot}"):
+        fed([torch.arange(3)], 8).take(torch.tensor([slot]))
+
+
+# -- shards -----------------------------------------------------------------------------------------------------------
+
+
+def sharded(policy: str, capacity: int, counts: list[int], tmp_path: Path | None = None, seed: int = 0) -> list[Memory]:
+    """Memories that were offered so many numbers each, one after another; numbers 0, 1, 2 of each 3 are of a group."""
+    shards, ends = [], torch.tensor([0, *counts]).cumsum(0).tolist()
+    for rank, (start, end) in enumerate(pairwise(ends)):
+        part = share(capacity, rank, len(counts))
+        file = str(tmp_path / f"{rank}-of-{len(counts)}") if tmp_path else None
+        shards.append(Memory(part, policy, seed=100 * seed + rank, file=file))
+        for numbers in torch.arange(start, end).split(7):
+            offer(shards[-1], numbers)
+    return shards
+
+
+def offer(memory: Memory, numbers: Tensor) -> Tensor:
+    given = {"groups": numbers % 3, "scores": numbers % 10 / 10 - 0.5}
+    return memory.insert({"n": numbers, "x": numbers[:, None] * 2}, **{name: given[name] for name in memory.needs})
+
+
+def dealt(shards: list[Memory], world_size: int, tmp_path: Path | None = None, seed: int = 0) -> list[Memory]:
+    capacity = sum(shard.capacity for shard in shards)
+    parts = sharded(shards[0].policy, capacity, [0] * world_size, tmp_path, seed)
+    for rank, part in enumerate(parts):
+        deal(shards, part, rank, world_size)
+    return parts
+
+
+def numbers_in(memories: list[Memory]) -> list[int]:
+    return sorted(n for memory in memories if len(memory) for n in memory.items["n"].tolist())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("counts", [[40, 40], [30, 2, 12], [3]])
+def test_what_is_dealt_is_what_there_was(policy: str, world_size: int, counts: list[int]) -> None:
+    shards = sharded(policy, 12, counts)
+    parts = dealt(shards, world_size)
+    assert sum(part.seen for part in parts) == sum(counts)
+    assert all(len(part) <= part.capacity and len(part) <= part.seen for part in parts)
+    for memory in parts:
+        if len(memory):
+            assert memory.items["x"].equal(memory.items["n"][:, None] * 2)
+    before, after = numbers_in(shards), numbers_in(parts)
+    if policy in ("class_quota", "ring"):
+        assert set(after) <= set(before)
+    else:
+        assert after == before
+
+
+@pytest.mark.parametrize("policy", ["class_quota", "ring", "balanced_reservoir"])
+@pytest.mark.parametrize("world_size", [1, 2, 6])
+def test_every_rank_gets_as_many_of_each_group(policy: str, world_size: int) -> None:
+    shards = sharded(policy, 18, [60, 60, 60])
+    parts = dealt(shards, world_size)
+    assert numbers_in(parts) == numbers_in(shards)
+    counts = torch.stack([part.groups.bincount(minlength=3) for part in parts])
+    assert (counts.amax(0) - counts.amin(0)).max() <= 1
+
+
+def test_groups_that_appeared_first_still_have_the_larger_quotas() -> None:
+    shards = sharded("class_quota", 16, [60, 60])
+    assert shards[0].groups.bincount().tolist() == [3, 3, 2]
+    assert dealt(shards, 1)[0].groups.bincount().tolist() == [6, 5, 4]  # of 6 + 6 + 4, the second has 5 places
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "balanced_reservoir"])
+def test_after_dealing_the_union_is_uniform_over_all(policy: str) -> None:
+    """Of 60 numbers before and 60 after, in all 12 places."""
+    trials, found = 400, torch.zeros(120)
+    for seed in range(trials):
+        shards = [Memory(6, policy, seed=10 * seed + rank) for rank in range(2)]
+        parts = [Memory(4, policy, seed=10 * seed + rank) for rank in range(2, 5)]
+        for rank, shard in enumerate(shards):
+            shard.insert(torch.arange(60)[rank::2], groups=torch.zeros(30))
+        for rank, part in enumerate(parts):
+            deal(shards, part, rank, 3)
+            part.insert(torch.arange(60, 120)[rank::3], groups=torch.zeros(20))
+            found[part.items] += 1
+    assert_close_to_five_sigma(found, trials, 0.1)
+    assert_close_to_five_sigma(found[:60].sum() / 12, trials * 5, 0.1)
+
+
+@pytest.mark.parametrize("policy", ["fifo", "ring"])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_after_dealing_the_oldest_still_goes_first(policy: str, world_size: int) -> None:
+    """The age of an item is its place among the 40 that its shard was offered."""
+    for part in dealt(sharded(policy, 18, [40, 40]), world_size):
+        numbers = part.items["n"].tolist()
+        oldest = min(n % 40 for n in numbers if policy == "fifo" or n % 3 == 1)
+        offer(part, torch.tensor([100]))
+        (gone,) = set(numbers) - set(part.items["n"].tolist())
+        assert gone % 40 == oldest
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "class_quota"])
+def test_shards_in_files_are_dealt_alike(policy: str, tmp_path: Path) -> None:
+    expected = dealt(sharded(policy, 12, [40, 40]), 3)
+    parts = dealt(sharded(policy, 12, [40, 40], tmp_path), 3, tmp_path)
+    for part, other in zip(parts, expected, strict=True):
+        assert part.items["n"].equal(other.items["n"])
+
+
+def test_equal_numbers_of_shards_and_parts_of_many_rows() -> None:
+    """Rows are read in parts."""
+    shards = sharded("keyed_reservoir", 12_000, [9000, 9000])
+    parts = dealt(shards, 2)
+    assert [len(part) for part in parts] == [6000, 6000]
+    assert numbers_in(parts) == numbers_in(shards)

@@ -3,36 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_cl.callback import Unpack
-from lightning_cl.rehearsal import LOGITS, Epochs, ForwardOf, LossRehearsal, Replayed, Storage
-
-
-def logit_matching(scores: Tensor, stored: Tensor) -> Tensor:
-    r"""Return the mean squared difference :math:`\frac{1}{B K} \sum_{n, c} (f_c(x_n) - z_{nc})^2`.
-
-    Columns that are minus infinity in one of the two, as those of classes that a growing head did not have, have no
-    part, and :math:`K` counts the others.
-
-    Args:
-        scores: :math:`f(x)`, ``(B, C)``.
-        stored: :math:`z`, ``(B, C)``.
-
-    Returns:
-        A scalar.
-
-    Example:
-        >>> z = torch.tensor([[1.0, 2.0, -torch.inf], [0.0, 1.0, 3.0]])
-        >>> logit_matching(z.masked_fill(z.isinf(), 0.0) + 1.0, z)
-        tensor(1.)
-    """
-    counts = scores.isfinite() & stored.isfinite()
-    difference = torch.where(counts, scores, 0.0) - torch.where(counts, stored, 0.0)
-    return difference.square().sum() / counts.sum().clamp(min=1)
+from lightning_cl.rehearsal import LOGITS, Epochs, ForwardOf, LossRehearsal, Replayed, Storage, logit_matching
 
 
 class DER(LossRehearsal):
@@ -45,8 +21,8 @@ class DER(LossRehearsal):
     augmentation. The labels of replayed samples are not used.
 
     Scores have one width from start to end, or are minus infinity for classes that the head does not have yet (see
-    :func:`logit_matching`). Avalanche's DER differs: one draw, and scores that are computed anew at the end of an
-    experience.
+    :func:`lightning_cl.rehearsal.logit_matching`). With ``insert_epochs="end"`` they are computed at the end of the
+    experience, in eval mode and without augmentation, as Avalanche does, which uses one draw for all its terms.
 
     Args:
         capacity: Number of samples in memory, 1 or more.

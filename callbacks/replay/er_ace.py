@@ -119,6 +119,7 @@ class ERACE(LossRehearsal):
 
     @override
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().consolidate(trainer, pl_module)
         self.experiences += 1
 
     @override

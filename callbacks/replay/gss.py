@@ -71,7 +71,7 @@ class GSS(Replay):
         reference_size: Samples in each of them, 1 or more.
         loss: As in :class:`Replay`.
         forward: As in :class:`Replay`.
-        insert_epochs: As in :class:`Replay`.
+        insert_epochs: As in :class:`Replay`, ``"first"`` or ``"all"``.
         storage: As in :class:`Replay`.
         seed: As in :class:`Replay`.
         unpack: Function from a batch to ``(x, y)``, where that is not its form.
@@ -101,12 +101,13 @@ class GSS(Replay):
         unpack: Unpack | None = None,
     ) -> None:
         super().__init__(capacity, batch_size, insert_epochs, "gss", "uniform", loss, forward, storage, seed, unpack)
+        if insert_epochs == "end":
+            raise ValueError("`insert_epochs` must be 'first' or 'all' for samples to be scored on the way, got 'end'.")
         for name, value in {"references": references, "reference_size": reference_size}.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {value}.")
         self.references = references
         self.reference_size = reference_size
-        self._compared = 0  # batches, so that one that is refused does not leave its references to the next
 
     @override
     def offer(self, trainer: Trainer, pl_module: LightningModule, batch: Any, current: Current) -> None:
@@ -119,6 +120,9 @@ class GSS(Replay):
                 scores = self._scores(trainer, pl_module, batch, x, y)
         if scores is not None:
             self.keep(trainer, current.raw, self.groups_of(batch, current), scores)
+        else:  # offered all the same, and the next batch is compared with other references
+            count = torch.tensor(len(y), device=y.device)
+            self.memory.seen += int(sum_over_ranks(trainer, count) if self.storage.sharing == "replicated" else count)
 
     def _scores(self, trainer: Trainer, pl_module: LightningModule, batch: Any, x: Tensor, y: Tensor) -> Tensor | None:
         """The score of each sample ``(B,)``, or ``None`` if the batch is not admitted."""
@@ -144,20 +148,10 @@ class GSS(Replay):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, weights: Sequence[Tensor]
     ) -> list[Tensor]:
         """The gradients ``(P,)`` of random batches of the memory: the same on ranks that hold the same."""
-        self._compared += 1
-        generator = Generator().manual_seed(derive_seed(self.seed, 2, self._compared))
+        generator = Generator().manual_seed(derive_seed(self.seed, 2, self.memory.seen))
         drawn = [self.memory.draw(self.reference_size, generator) for _ in range(self.references)]
         batches = [self.unpacked(batch, prepared(trainer, columns, augment=False)) for columns in drawn]
         return [_gradient(pl_module, x, y, weights) for x, y in batches]
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "compared": self._compared}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._compared = state_dict["compared"]
 
 
 def _gradient(module: LightningModule, x: Tensor, y: Tensor, weights: Sequence[Tensor]) -> Tensor:

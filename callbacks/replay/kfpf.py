@@ -117,6 +117,7 @@ class KFPF(LossRehearsal):
 
     @override
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().consolidate(trainer, pl_module)
         if self.end_phase and self._steps:
             self._run(trainer, pl_module)
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lightning_cl.callback import Unpack, scores_aside
-from lightning_cl.finetuning import mean_gradients
+from lightning_cl.callback import Unpack, mean_gradients, scores_aside
 from lightning_cl.rehearsal import Current, Epochs, ForwardOf, LossRehearsal, Replayed, Storage
 
 

@@ -8,17 +8,22 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.func import functional_call
 from typing_extensions import override
 
 from lightning_cl.anchor import old_rows
-from lightning_cl.callback import ContinualCallback, Unpack, check_pass, mean_importance, unpack_batch
-from lightning_cl.finetuning import mean_gradients
-from lightning_cl.forwards import scores_in
+from lightning_cl.callback import (
+    ContinualCallback,
+    Unpack,
+    check_pass,
+    mean_gradients,
+    mean_importance,
+    scores_aside,
+    unpack_batch,
+)
 from lightning_cl.importance import Estimator, squared_scores
-from lightning_cl.rehearsal import RehearsalCallback, as_float32
+from lightning_cl.rehearsal import RehearsalCallback
 from lightning_cl.stream import StreamBatch
-from lightning_cl.utilities import at_least_float32, default_seed, derive_seed, isolated_rng, select_parameters
+from lightning_cl.utilities import at_least_float32, default_seed, derive_seed, select_parameters
 
 
 @torch.no_grad()
@@ -191,12 +196,7 @@ class RefreshLearning(ContinualCallback):
         """The cross-entropy of the current samples, on copies of the buffers."""
         x, y = (self.unpack or unpack_batch)(batch)
         rows = self._current_rows(trainer, batch, len(y))
-        buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
-        # Compiled code may not see that the buffers are others.
-        eagerly = torch.compiler.set_stance("force_eager")
-        with isolated_rng(), eagerly, trainer.precision_plugin.forward_context():
-            scores = scores_in(functional_call(pl_module, buffers, (x[:rows],)))
-        return F.cross_entropy(as_float32(scores), y[:rows])
+        return F.cross_entropy(scores_aside(trainer, pl_module, x[:rows]), y[:rows])
 
     def _current_rows(self, trainer: Trainer, batch: Any, count: int) -> int:
         """How many rows, at the start of the batch, the data loader gave."""

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lightning_cl.callback import Unpack, columns_of, replace_columns
+from lightning_cl.callback import Unpack, columns_of, prepared, replace_columns
 from lightning_cl.rehearsal import Current, Epochs, ForwardOf, LossRehearsal, Replayed, Storage, beside
+from lightning_cl.utilities import derive_seed, permutation
 
-Retrieval = Literal["uniform", "balanced"]
+Retrieval = Literal["uniform", "balanced", "passes"]
 Loss = Literal["joint", "sum", "mean"]
 
 
@@ -46,9 +47,11 @@ class Replay(LossRehearsal):
         batch_size: Replayed samples per batch and process; ``None`` is as many as the batch has, 0 is fine-tuning.
         insert_epochs: Offer the samples of an experience to the memory in its ``"first"`` epoch, so that each is
             offered once and the reservoir is uniform over the stream; or in ``"all"`` epochs, as Mammoth does, which
-            makes it uniform over presentations and lets it hold duplicates.
+            makes it uniform over presentations and lets it hold duplicates; or at the ``"end"``, in one more pass over
+            the data of the experience, as Avalanche does, so that only earlier experiences are replayed.
         policy: Which samples stay (see :class:`lightning_cl.Memory`); what is counted by are the labels.
-        retrieval: Draw ``"uniform"``, or ``"balanced"``: as many of each class.
+        retrieval: Draw ``"uniform"``, each time anew; ``"balanced"``: as many of each class; or in ``"passes"`` through
+            the memory in random order, as a data loader does: each sample once before any comes again.
         loss: See the table.
         forward: With ``sum`` and ``mean``: one ``"joint"`` forward of current and replayed samples, or ``"separate"``
             ones, which batch norm sees and counts apart.
@@ -80,15 +83,18 @@ class Replay(LossRehearsal):
     ) -> None:
         super().__init__(capacity, batch_size, insert_epochs, policy, forward, storage, seed, unpack)
         if retrieval not in get_args(Retrieval):
-            raise ValueError(f"`retrieval` must be 'uniform' or 'balanced', got {retrieval!r}.")
+            raise ValueError(f"`retrieval` must be one of {get_args(Retrieval)}, got {retrieval!r}.")
         if loss not in get_args(Loss):
             raise ValueError(f"`loss` must be one of {get_args(Loss)}, got {loss!r}.")
         if loss == "joint" and forward != "joint":
             raise ValueError(
                 "`forward` must be 'joint' for the joint loss of one batch: set `loss` to 'sum' or 'mean'."
             )
+        if retrieval == "passes" and self.storage.sharing == "sharded":
+            raise ValueError("`retrieval='passes'` goes through one memory: set `storage.sharing` to 'replicated'.")
         self.retrieval = retrieval
         self.loss = loss
+        self._left = torch.empty(0, dtype=torch.int64)  # slots that are still to come in the current pass
 
     @property
     @override
@@ -97,7 +103,22 @@ class Replay(LossRehearsal):
 
     @override
     def draw_beside(self, trainer: Trainer, batch: Any, current: Current, count: int) -> dict[str, Tensor]:
-        return self.draw(trainer, count, balanced=self.retrieval == "balanced")
+        if self.retrieval != "passes":
+            return self.draw(trainer, count, balanced=self.retrieval == "balanced")
+        slots = self._next(count * trainer.world_size)[trainer.global_rank :: trainer.world_size]
+        return prepared(trainer, self.memory.take(slots)) if len(slots) else {}
+
+    def _next(self, count: int) -> Tensor:
+        """The next slots ``(min(count, len(memory)),)`` of the pass, and of the one that follows it."""
+        self._left = self._left[self._left < len(self.memory)]  # where quotas shrink, it does
+        if len(self._left) < count and len(self.memory):
+            self._draws += 1
+            order = permutation(len(self.memory), derive_seed(self.seed, 3, self._draws))
+            here = torch.isin(order, self._left)
+            self._left = torch.cat([self._left, order[~here], order[here]])  # none twice in one batch
+        count = min(count, len(self.memory))
+        slots, self._left = self._left[:count], self._left[count:]
+        return slots
 
     @override
     def _has(self, method: str) -> bool:
@@ -110,6 +131,15 @@ class Replay(LossRehearsal):
         elif drawn := self.draw_beside(trainer, batch, current, self.wanted(current)):
             columns = columns_of(batch, "Replay")
             replace_columns(batch, {name: torch.cat([column, drawn[name]]) for name, column in columns.items()})
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "left": self._left.clone()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._left = state_dict["left"]
 
     @override
     def replay_loss(self, pl_module: LightningModule, replayed: Sequence[Replayed], outputs: Any) -> Tensor:

@@ -38,6 +38,7 @@ def test_classes_that_a_head_did_not_have_have_no_part() -> None:
     loss.backward()
     assert scores.grad is not None
     assert not scores.grad[:, 4:].any()
+    assert logit_matching(stored, scores.detach()) == loss  # nor those that it has lost
     assert logit_matching(scores.detach(), torch.full((5, 6), -torch.inf)) == 0
 
 
@@ -84,6 +85,14 @@ def test_stored_are_raw_images_and_the_scores_of_the_forward_of_the_loss(forward
     torch.testing.assert_close((255 - stored["0"]).float() / 255, x)
     assert stored["logits"].dtype == torch.float32
     assert torch.equal(stored["logits"], z.float())
+
+
+def test_scores_at_the_end_are_those_of_the_finished_network() -> None:
+    der, module = DER(100, insert_epochs="end"), seeded()
+    learn([der], module, TinyStream(1, augment=lambda x: 255 - x))
+    x, _, z = der.memory.items.values()
+    assert torch.equal(*(images.flatten(1).sum(1).sort().values for images in (x, samples(train=True)[0])))
+    torch.testing.assert_close(z, module.eval()(x / 255).detach())
 
 
 class Recorded(DER):

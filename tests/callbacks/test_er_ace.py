@@ -54,6 +54,13 @@ def test_first_experience_is_that_of_replay() -> None:
     assert same(one.weights, other.weights)
 
 
+def test_memory_is_filled_at_the_end_if_so_asked() -> None:
+    er_ace = ERACE(100, insert_epochs="end", task_free=True)
+    learn([er_ace])
+    assert er_ace.memory.items["1"].bincount().tolist() == [12] * 4
+    assert er_ace.state_dict()["draws"] == 6  # in the second experience only
+
+
 class Pulled(Net):
     """Keeps the scores of each forward, with their gradients."""
 

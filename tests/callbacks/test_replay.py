@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_cl.callbacks import DER, ERACE, UER, FeatureDistillation, LwF, Replay
+from lightning_cl.rehearsal import Storage
 from tests.helpers.contracts import (
     LIGHTNINGS_OWN_WARNINGS,
     Net,
@@ -89,6 +90,31 @@ def test_balanced_retrieval_draws_as_many_of_each_class() -> None:
     learn([Replay(40, retrieval="balanced")], module)
     counts = torch.stack([y[8:].bincount(minlength=4) for _, y in module.batches[-3:]])
     assert counts.tolist() == [[2, 2, 2, 2]] * 3
+
+
+@pytest.mark.parametrize("batch_size", [8, 10])
+def test_passes_use_each_sample_as_often_as_any_other(batch_size: int) -> None:
+    """What is offered at the end is first replayed in the second experience: 6 batches, of 24 samples."""
+    module = seeded(Spy)
+    learn([Replay(40, batch_size, "end", retrieval="passes")], module, TinyStream())
+    assert [len(x) for x, _ in module.batches] == [8] * 6 + [8 + batch_size] * 6
+    replayed = torch.cat([x[8:] for x, _ in module.batches]).flatten(1)
+    times = replayed[:24].unique(dim=0, return_counts=True)[1]
+    assert times.tolist() == [1] * 24 if batch_size == 8 else times.max() <= 2
+    times = replayed.unique(dim=0, return_counts=True)[1]
+    assert len(times) == 24
+    assert times.max() - times.min() <= 1
+    assert all(len(x[8:].unique(dim=0)) == batch_size for x, _ in module.batches[6:])
+
+
+def test_a_pass_survives_a_memory_that_loses_items() -> None:
+    replay = Replay(10, policy="class_quota", retrieval="passes")
+    for y in (torch.zeros(10), torch.ones(2)):  # the second class takes five places and fills two
+        replay.memory.insert({"y": y}, groups=y)
+        slots = replay._next(7)
+        assert len(slots.unique()) == 7
+        assert slots.max() < len(replay.memory)
+    assert len(replay.memory) == 7
 
 
 JOINT: dict[str, Any] = {"loss": "sum", "forward": "joint"}
@@ -261,6 +287,7 @@ def test_a_tuple_is_refused() -> None:
         ({"batch_size": -2}, "`batch_size` must be 0 or more, .* got -2"),
         ({"forward": "separate"}, "`forward` must be 'joint' for the joint loss"),
         ({"policy": "gss"}, "`policy` must not be 'gss', which needs scores"),
+        ({"retrieval": "passes", "storage": Storage("sharded")}, "`retrieval='passes'` goes through one memory"),
     ],
 )
 def test_errors(arguments: dict[str, Any], message: str) -> None:

@@ -181,7 +181,7 @@ class Outside(Callback):
 
 
 def test_outside_of_the_step_the_module_returns_dot_products() -> None:
-    module = learn([UER(10), Outside()]).module
+    module = learn([UER(10, replayed="cosine"), Outside()]).module
     assert not module.get_submodule("net.4")._forward_hooks
 
 

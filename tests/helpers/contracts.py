@@ -102,7 +102,7 @@ CALLBACKS = {
 SMALL = {"num_classes": 4, "backbone": "mlp", "input_shape": (1, 8, 8), "backbone_args": {"hidden": (16,)}}
 METHODS: dict[str, Sequence[Mapping[str, Any]]] = {
     "Classifier": [SMALL, {**SMALL, "head": "growing"}],
-    "ICaRL": [SMALL],
+    "ICaRL": [{**SMALL, "capacity": 10}, {**SMALL, "capacity": 6, "head": "growing", "loss_classes": "seen"}],
 }
 """In how many ways a method is tried, and with what arguments."""
 FAKES = Path(__file__).parent / "fakes"
