@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from lightning_cl.policies import NO_GROUPS, NO_SCORES, POLICIES, KeyedReservoir, Offer, share
+from lightning_cl.policies import NO_GROUPS, NO_SCORES, POLICIES, KeyedReservoir, Offer, integers, share
 from lightning_cl.stores import FileStore, Store, TensorStore
 from lightning_cl.utilities import permutation
 
@@ -477,15 +477,13 @@ def _rows_of(columns: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
 
 
 def _last_wins(slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the different slots in ascending order and, for each, the row of the last item that names it.
+    """Return the different slots and, for each, the row of the last item that names it.
 
     Copying to an index that occurs twice would leave it to chance on a GPU which of the two stays.
     """
     last = {slot: row for row, slot in enumerate(slots.tolist())}  # of plain numbers: a third of the time of tensors
     last.pop(-1, None)
-    return torch.tensor([*last], dtype=torch.int64, device="cpu"), torch.tensor(
-        [*last.values()], dtype=torch.int64, device="cpu"
-    )
+    return integers(last.keys()), integers(last.values())
 
 
 def _sample(size: int, count: int, generator: Generator) -> Tensor:

@@ -14,6 +14,11 @@ NO_GROUPS = NO_SLOTS = torch.empty(0, dtype=torch.int64, device="cpu")
 NO_SCORES = torch.empty(0, dtype=torch.float64, device="cpu")
 
 
+def integers(values: Iterable[int]) -> Tensor:
+    """Plain numbers as slots, int64 on the CPU."""
+    return torch.tensor([*values], dtype=torch.int64, device="cpu")
+
+
 def share(total: int, rank: int, count: int) -> int:
     """What one of several has of a number that is split as evenly as can be, the first getting what is left over.
 
@@ -195,7 +200,7 @@ class BalancedReservoir(Reservoir):
             if not self._slots:
                 self._slots = _slots_of(torch.cat([offer.held_groups, offer.groups[:early]]))
             pairs = zip(offer.groups[early:][accepted].tolist(), draws[accepted, 1].tolist(), strict=True)
-            late[accepted] = _integers([self._replace(group, u) for group, u in pairs])
+            late[accepted] = integers([self._replace(group, u) for group, u in pairs])
         return Choice(slots)
 
     def _replace(self, group: int, u: float) -> int:
@@ -315,7 +320,7 @@ class KeyedReservoir(_Random):
             slots.append(slot)
         if free:
             self._heaps = {}  # the memory will move items to these slots
-        return Choice(_integers(slots), _integers(free), scores)
+        return Choice(integers(slots), integers(free), scores)
 
     def _groups(self, groups: Tensor | None, size: int) -> list[int]:
         return groups.tolist() if self.by_group and groups is not None else [0] * size
@@ -327,13 +332,13 @@ class KeyedReservoir(_Random):
             heapify(heap)
 
     def _trim(self) -> list[int]:
-        """Take from each group what is beyond its places. Return the slots, the first of them last."""
+        """Take from each group what is beyond its places. Return the slots."""
         free: list[int] = []
         if len(self._heaps) < len(self.quotas):  # there are new groups
             for group, places in self.quotas.items():
                 heap = self._heaps.setdefault(group, [])
                 free += [-heappop(heap)[1] for _ in range(len(heap) - places)]
-        return sorted(free, reverse=True)
+        return free
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -344,10 +349,6 @@ class KeyedReservoir(_Random):
         super().load_state_dict(state_dict)
         self.quotas, self._heaps = {}, {}
         self.expect(state_dict["groups"])
-
-
-def _integers(values: list[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 class ClassQuota(KeyedReservoir):

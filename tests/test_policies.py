@@ -120,7 +120,7 @@ def test_state_goes_on_exactly(policy: str, at: int) -> None:
     file = io.BytesIO()
     torch.save(memory.state_dict(), file)
     file.seek(0)
-    resumed = Memory(9, policy, seed=99)
+    resumed = fed(policy, 9, 64, seed=99)[0]  # what it held must leave no trace
     resumed.load_state_dict(torch.load(file, weights_only=True))
     groups, scores = stream(64)
     for numbers in torch.arange(at, 64).split(5):
@@ -244,9 +244,14 @@ def reference(groups: list[int], capacity: int, seed: int) -> list[int]:
 
 @pytest.mark.parametrize("capacity", [1, 5, 30])
 @pytest.mark.parametrize("seed", range(5))
-def test_balanced_reservoir_is_its_law_item_by_item(capacity: int, seed: int) -> None:
-    memory, groups, _ = fed("balanced_reservoir", capacity, 64, seed=seed)
-    assert memory.items.tolist() == reference(groups.tolist(), capacity, seed)
+@pytest.mark.parametrize("late", [[], [9, 1, 4] * 20])
+def test_balanced_reservoir_is_its_law_item_by_item(capacity: int, seed: int, late: list[int]) -> None:
+    """Also where groups appear after the memory is full, some before those that it has and some after."""
+    groups = [5] * 40 + late if late else stream(64)[0].tolist()
+    memory = Memory(capacity, "balanced_reservoir", seed)
+    for numbers in torch.arange(len(groups)).split(7):
+        memory.insert(numbers, groups=torch.tensor(groups)[numbers])
+    assert memory.items.tolist() == reference(groups, capacity, seed)
 
 
 def test_balanced_reservoir_evens_out_what_a_reservoir_does_not() -> None:

@@ -29,9 +29,11 @@ from tests.helpers.rehearsal import Spy, process
 pytestmark = LIGHTNINGS_OWN_WARNINGS
 
 
-def shards(world_size: int, state: dict[str, Any] | None = None, policy: str = "reservoir") -> list[Replay]:
+def shards(
+    world_size: int, state: dict[str, Any] | None = None, policy: str = "reservoir", file: str | None = None
+) -> list[Replay]:
     """The callbacks of several processes that share one memory."""
-    made = [Replay(10, policy=policy, storage=Storage("sharded"), seed=3) for _ in range(world_size)]
+    made = [Replay(10, policy=policy, storage=Storage("sharded", file=file), seed=3) for _ in range(world_size)]
     for rank, replay in enumerate(made):
         if state is not None:
             replay.load_state_dict(state)
@@ -155,13 +157,14 @@ def test_each_process_needs_a_place() -> None:
         Replay(2, storage=Storage("sharded")).check(process(0, 3), None)  # type: ignore[arg-type]
 
 
-def test_each_shard_has_a_file_of_its_own(tmp_path: Path) -> None:
-    storage = Storage("sharded", file=str(tmp_path / "memory.rows"))
-    made = [Replay(10, storage=storage) for _ in range(2)]
-    for rank, replay in enumerate(made):
-        replay.start(process(rank, 2), None)  # type: ignore[arg-type]
-    offer(made, torch.arange(12)[None])
+def test_each_shard_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which other processes may read, when there are more of them now, while somebody has it open."""
+    before = shards(2, file=str(tmp_path / "memory.rows"))
+    offer(before, torch.arange(12)[None])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["memory.rows.0-of-2", "memory.rows.1-of-2"]
+    after = shards(3, state_of(monkeypatch, before), file=str(tmp_path / "memory.rows"))
+    kept = [torch.cat([replay.memory.items["1"] for replay in made]).sort().values for made in (before, after)]
+    assert torch.equal(*kept)
 
 
 def test_sharing_is_checked() -> None:

@@ -91,6 +91,25 @@ def test_compact_moves_rows_to_vacated_slots(make: Make) -> None:
     assert_equal(store.front(3), rows([5, 3, 2]))
 
 
+def test_rows_of_vacated_slots_are_used_once(make: Make) -> None:
+    """The file gives the three rows to the next slots, and the slot that stays empty must not take one back."""
+    store = make(rows([0]), 7)
+    store.write(torch.arange(6), rows([0, 1, 2, 3, 4, 5]))
+    store.compact(torch.tensor([4, 1, 0]), source=torch.tensor([3, 5]), target=torch.tensor([1, 0]))
+    store.write(torch.tensor([3, 5, 6]), rows([7, 8, 9]))
+    store.write(torch.tensor([4]), rows([10]))
+    assert_equal(store.front(7), rows([5, 3, 2, 7, 10, 8, 9]))
+    if isinstance(store, FileStore):
+        assert sorted(store.table.tolist()) == list(range(7))
+
+
+def test_file_does_not_grow_before_it_is_saved(tmp_path: Path) -> None:
+    store = FileStore.new(str(tmp_path / "rows"), rows([0]), 4)
+    for n in range(20):
+        store.write(torch.arange(4), rows([n] * 4))
+    assert sorted(store.table.tolist()) == [0, 1, 2, 3]
+
+
 def test_front_of_tensors_is_a_view() -> None:
     store = TensorStore(rows([0]), 4, torch.device("cpu"))
     store.front(2)["y"].fill_(3)

@@ -96,6 +96,15 @@ class Replay(LossRehearsal):
         self.loss = loss
         self._left = torch.empty(0, dtype=torch.int64)  # slots that are still to come in the current pass
 
+    @override
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().check(trainer, pl_module)
+        if self.retrieval == "passes" and self.batch_size is None and trainer.world_size > 1:
+            raise ValueError(
+                "`batch_size` must be a number for `retrieval='passes'` with several processes, whose last batches may "
+                "differ in size."
+            )
+
     @property
     @override
     def needs_groups(self) -> bool:

@@ -1,6 +1,7 @@
 """Experience replay against a loop written out, and what its memory must hold."""
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,8 +108,9 @@ def test_passes_use_each_sample_as_often_as_any_other(batch_size: int) -> None:
     assert all(len(x[8:].unique(dim=0)) == batch_size for x, _ in module.batches[6:])
 
 
-def test_a_pass_survives_a_memory_that_loses_items() -> None:
-    replay = Replay(10, policy="class_quota", retrieval="passes")
+@pytest.mark.parametrize("seed", range(5))
+def test_a_pass_survives_a_memory_that_loses_items(seed: int) -> None:
+    replay = Replay(10, policy="class_quota", retrieval="passes", seed=seed)
     for y in (torch.zeros(10), torch.ones(2)):  # the second class takes five places and fills two
         replay.memory.insert({"y": y}, groups=y)
         slots = replay._next(7)
@@ -310,3 +312,40 @@ def test_each_rank_draws_its_own() -> None:
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(0), draw(1))
+
+
+def test_offered_at_the_end_only_earlier_experiences_are_replayed() -> None:
+    replay, module = Replay(100, insert_epochs="end"), seeded(Spy)
+    learn([replay], module, TinyStream(augment=lambda x: 255 - x))
+    assert [len(y) for _, y in module.batches] == [8] * 6 + [16] * 6
+    assert all((y[8:] < 2).all() for _, y in module.batches)
+    kept = replay.memory.items["0"].flatten(1).unique(dim=0)
+    assert same(kept, samples(train=True)[0].flatten(1).unique(dim=0))  # raw, each once
+
+
+@pytest.mark.parametrize("batch_size", [5, 6, 30])
+def test_in_passes_each_comes_once_before_any_comes_again(batch_size: int) -> None:
+    replay, module = Replay(24, batch_size, insert_epochs="end", retrieval="passes"), seeded(Spy)
+    learn([replay], module, TinyStream())
+    rows = [row.numpy().tobytes() for x, _ in module.batches[6:] for row in x[8:]]
+    size = min(batch_size, 24)
+    assert len(rows) == 6 * size
+    assert all(len(set(rows[i : i + size])) == size for i in range(0, len(rows), size))
+    assert len(set(rows[:24])) == min(24, len(rows))
+    assert rows[24:48] != rows[: len(rows[24:48])]
+
+
+def test_a_pass_goes_on_in_a_memory_that_becomes_smaller() -> None:
+    replay = Replay(4, policy="class_quota", retrieval="passes")
+    replay.memory.insert({"y": torch.arange(4)}, groups=torch.zeros(4))
+    assert len(replay._next(1)) == 1
+    replay.memory.insert({"y": torch.arange(1)}, groups=torch.ones(1))
+    assert len(replay.memory) == 3
+    assert sorted(replay._next(3).tolist()) == [0, 1, 2]
+
+
+def test_passes_of_several_processes_need_a_batch_size() -> None:
+    with pytest.raises(ValueError, match="`batch_size` must be a number for `retrieval='passes'` with several"):
+        Replay(10, retrieval="passes").check(SimpleNamespace(world_size=2), None)
+    with pytest.raises(ValueError, match=r"`retrieval='passes'` goes through one memory: set `storage.sharing`"):
+        Replay(10, retrieval="passes", storage=Storage("sharded"))

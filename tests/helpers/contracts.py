@@ -59,7 +59,7 @@ SCALED: dict[str, Any] = {
 }
 SMALL_MEMORY: dict[str, Any] = {"capacity": 10}
 FILLS_ONLY: dict[str, Any] = {"capacity": 10, "batch_size": 0}
-PHASES: dict[str, Any] = {"modules": ["head"], "every_n_steps": 2, "steps": 2}
+PHASES: dict[str, Any] = {"modules": ["head"], "every_n_steps": 3, "steps": 2, "kd": 0.5}
 CALLBACKS = {
     "AnytimeAccuracy": Case(EVERY_BATCH, EVERY_BATCH, {"every_n_samples": 24}, watches=True, needs_stream=True),
     "CUBER": Case(**SCALED),
@@ -82,13 +82,13 @@ CALLBACKS = {
     "KFPF": Case(
         {**SMALL_MEMORY, **PHASES, "lr": 0.1},
         {**FILLS_ONLY, **PHASES},
-        {"capacity": 6, **PHASES, "lr": 0.2, "kd": 0.5},
+        {"capacity": 6, **PHASES, "lr": 0.2, "kd": 0.0},
     ),
     "L2Anchor": Case({"strength": 2.0, "pretrained": True}, other={"strength": 3.0, "parameters": ["bias"]}),
     "LwF": Case({"strength": 2.0}, other={"strength": 3.0, "loss": "binary"}),
     "MAS": Case({"strength": 1.0}, other={"strength": 0.5, "norm": "plain"}),
     "MIR": Case({**SMALL_MEMORY, "batch_size": 3}, FILLS_ONLY, {"capacity": 6, "candidates": 5}),
-    "RefreshLearning": Case({"delta": 0.01}, {"delta": 0.0}, {"delta": 0.02}),
+    "RefreshLearning": Case({"delta": 0.01, "noise": 0.1}, {"delta": 0.0}, {"delta": 0.02}),
     "Replay": Case(SMALL_MEMORY, FILLS_ONLY, {"capacity": 6, "seed": 1}),
     "SynapticIntelligence": Case({"strength": 2.0}),
     "TRGP": Case(**SCALED),

@@ -82,7 +82,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "checkpoint": {"every_n_train_steps": 3, "save_top_k": -1},
     },
     "last_batch": {
-        "callbacks": [lambda: Replay(capacity=60)],
+        "callbacks": [lambda: Replay(capacity=60, insert_epochs="end", retrieval="passes")],
         "checkpoint": {"every_n_train_steps": 4, "save_top_k": -1},
         "val": 0.2,
     },
