@@ -477,8 +477,8 @@ def check_sharing(ranks: list[dict[str, Any]], folder: Path) -> None:
         assert same(first["whole"]["memory"], expected if sharing == "sharded" else expected[0])
         alone = Replay(10, storage=Storage(sharing))
         checkpoint = folder / sharing / "whole/checkpoints/experience_0.ckpt"
+        stream = TinyStream(batch_size=4, augment=jitter)
         with pytest.warns(UserWarning, match="goes on with 1 process"):
-            stream = TinyStream(batch_size=4, augment=jitter)
             learn([alone], None, stream, checkpoint, **with_checkpoints(folder / sharing / "alone"))
         for memory in (first["from_one"]["memory"], alone.state_dict()["memory"]):
             states = memory if isinstance(memory, list) else [memory]
