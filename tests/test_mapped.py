@@ -191,7 +191,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     states: list[Any] = [[None, []]]
     for seed in range(5):
         reader, writer = os.pipe()
-        marker, content = random.Random(seed).choice(states) if len(states) > 1 else states[0]
+        marker, content = random.Random(seed).choice(states[1:] or states)
         pid = forked(lambda: keep_writing(tmp_path / "rows", marker, dict(content), writer, seed))  # noqa: B023
         os.close(writer)
         with os.fdopen(reader, "rb") as lines:

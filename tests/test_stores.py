@@ -38,7 +38,7 @@ def assert_equal(one: Any, other: Any) -> None:
 
 def batches(count: int = 12) -> Iterator[Tensor]:
     sizes = torch.randint(12, (count,), generator=torch.Generator().manual_seed(0))
-    return iter(torch.arange(int(sizes.sum())).split(sizes.tolist()))
+    return iter(torch.split(torch.arange(int(sizes.sum())), sizes.tolist()))
 
 
 def insert(memory: Memory, numbers: Tensor) -> Tensor:
