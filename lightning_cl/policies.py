@@ -1,12 +1,12 @@
 """Which of the samples that a stream offers stay in a memory of fixed size."""
 
-import itertools
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping
-from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 from typing_extensions import override
 
@@ -270,8 +270,6 @@ class KeyedReservoir(_Random):
     or over processes, and a smaller memory keeps part of what a larger one does. Avalanche keeps its reservoirs in this
     form.
 
-    What is held is in a heap, the lowest score on top, so that an item is compared with one other only.
-
     Args:
         capacity: Number of slots :math:`B`.
         seed: Fixes the scores. Memories that are to be merged must differ in it, or their items have the same scores.
@@ -289,7 +287,8 @@ class KeyedReservoir(_Random):
     def __init__(self, capacity: int, seed: int) -> None:
         super().__init__(capacity, seed)
         self.quotas: dict[int, int] = {}  # places of each group, in order of appearance
-        self._heaps: dict[int, list[tuple[float, int]]] = {}  # score and negative slot of what each group holds
+        self._applied = 0  # the number of groups when all were last cut to their places
+        self._lowest: dict[int, float] = {}  # score that an item must exceed, of groups that have all their items
 
     def scores(self, offer: Offer) -> Tensor:
         """The score of each item."""
@@ -304,41 +303,27 @@ class KeyedReservoir(_Random):
     @override
     def assign(self, offer: Offer) -> Choice:
         scores = self.scores(offer)
+        values, held_values = scores.numpy(), offer.held_scores.numpy()
         groups = self._groups(offer.groups, offer.length)
-        if not self._heaps:
-            self._fill(self._groups(offer.held_groups, offer.size), offer.held_scores.tolist())
-        self.expect(groups)
-        free, unused = self._trim(), itertools.count(offer.size)
-        slots = []
-        for group, score in zip(groups, scores.tolist(), strict=True):
-            heap, slot = self._heaps[group], -1
-            if len(heap) < self.quotas[group]:
-                slot = free.pop() if free else next(unused)
-                heappush(heap, (score, -slot))
-            elif heap and score > heap[0][0]:
-                slot = -heapreplace(heap, (score, heap[0][1]))[1]
-            slots.append(slot)
-        if free:
-            self._heaps = {}  # the memory will move items to these slots
-        return Choice(integers(slots), integers(free), scores)
+        held = self._groups(offer.held_groups, offer.size)
+        present = dict.fromkeys(groups.tolist())
+        self.expect(present)
+        if cut := self._applied < len(self.quotas):  # all may have fewer places now
+            present, self._applied = dict.fromkeys(self.quotas), len(self.quotas)
+        free, kept = [NO_SLOTS.numpy()], [NO_SLOTS.numpy()]
+        for group in present:
+            new = np.flatnonzero((groups == group) & (values > self._lowest.get(group, -np.inf)))
+            if len(new) or cut:
+                old, places = np.flatnonzero(held == group), self.quotas[group]
+                rivals = np.concatenate([held_values[old], values[new]])
+                stays = _highest(rivals, places)
+                free.append(old[~stays[: len(old)]])
+                kept.append(new[stays[len(old) :]])
+                self._lowest[group] = rivals[stays].min() if 0 < places <= len(rivals) else -np.inf
+        return Choice(*_placed(np.concatenate(free), np.concatenate(kept), offer), scores)
 
-    def _groups(self, groups: Tensor | None, size: int) -> list[int]:
-        return groups.tolist() if self.by_group and groups is not None else [0] * size
-
-    def _fill(self, groups: Iterable[int], scores: Iterable[float]) -> None:
-        for slot, (group, score) in enumerate(zip(groups, scores, strict=True)):
-            self._heaps.setdefault(group, []).append((score, -slot))
-        for heap in self._heaps.values():
-            heapify(heap)
-
-    def _trim(self) -> list[int]:
-        """Take from each group what is beyond its places. Return the slots."""
-        free: list[int] = []
-        if len(self._heaps) < len(self.quotas):  # there are new groups
-            for group, places in self.quotas.items():
-                heap = self._heaps.setdefault(group, [])
-                free += [-heappop(heap)[1] for _ in range(len(heap) - places)]
-        return free
+    def _groups(self, groups: Tensor | None, size: int) -> NDArray[np.int64]:
+        return groups.numpy() if self.by_group and groups is not None else np.zeros(size, np.int64)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -347,8 +332,26 @@ class KeyedReservoir(_Random):
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.quotas, self._heaps = {}, {}
+        self.quotas, self._lowest, self._applied = {}, {}, 0
         self.expect(state_dict["groups"])
+
+
+def _highest(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+    """Which are among the ``count`` highest; of equals, the earlier."""
+    if not 0 < count < len(scores):
+        return np.full(len(scores), count > 0)
+    last = np.partition(scores, len(scores) - count)[len(scores) - count]
+    stays = scores > last
+    stays[np.flatnonzero(scores == last)[: count - stays.sum()]] = True
+    return stays
+
+
+def _placed(free: NDArray[np.int64], kept: NDArray[np.int64], offer: Offer) -> tuple[Tensor, Tensor]:
+    """Put the kept rows of a batch into the free slots and those that follow. Return all slots, and those left free."""
+    places = np.concatenate([np.sort(free), np.arange(offer.size, offer.size + max(len(kept) - len(free), 0))])
+    slots = np.full(offer.length, -1)
+    slots[np.sort(kept)] = places[: len(kept)]
+    return torch.from_numpy(slots), torch.from_numpy(places[len(kept) :])
 
 
 class ClassQuota(KeyedReservoir):
