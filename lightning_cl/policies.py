@@ -341,7 +341,7 @@ def _highest(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
     if not 0 < count < len(scores):
         return np.full(len(scores), count > 0)
     last = np.partition(scores, len(scores) - count)[len(scores) - count]
-    stays = scores > last
+    stays: NDArray[np.bool_] = scores > last
     stays[np.flatnonzero(scores == last)[: count - stays.sum()]] = True
     return stays
 

@@ -139,7 +139,8 @@ def fit_stream(
     Raises:
         TypeError: If ``stream`` is not a :class:`StreamDataModule`.
         ValueError: If an argument or the setting of the trainer cannot work.
-        CheckpointError: If the checkpoint is truncated, foreign, or of another stream, world size or set of callbacks.
+        CheckpointError: If the checkpoint is truncated, foreign, of another stream or set of callbacks, or within an
+            experience and of another number of processes.
         FileExistsError: If the run folder holds an earlier run and ``ckpt_path`` is not given.
 
     Example:
