@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_cl.anchor import old_rows
 from lightning_cl.callback import mean_gradients, prepared, sum_over_ranks, unpack_batch
 from lightning_cl.forwards import scores_in
-from lightning_cl.heads import classifier_of
+from lightning_cl.heads import last_layer_of
 from lightning_cl.memory import Memory
 from lightning_cl.rehearsal import LOGITS, RehearsalCallback, as_float32, logit_matching
 from lightning_cl.stream import StreamDataModule
@@ -117,9 +117,7 @@ def _matching(module: nn.Module, layers: Mapping[str, nn.Module], name: str) -> 
     if name == "first_conv":
         return [key for key, layer in layers.items() if isinstance(layer, nn.modules.conv._ConvNd)][:1]
     if name == "head":
-        head = classifier_of(module)
-        if head is None:
-            return [key for key, layer in layers.items() if isinstance(layer, nn.Linear)][-1:]
+        head = last_layer_of(module)
         return [key for key in layers if f"{key}.".startswith(f"{head}.")]
     try:
         return [key for key in layers if re.search(name, key)]

@@ -27,6 +27,18 @@ def classifier_of(module: nn.Module) -> str | None:
     return None
 
 
+def last_layer_of(module: nn.Module) -> str | None:
+    """Return the dotted name of the last layer: by timm's convention, or else the last ``nn.Linear`` there is.
+
+    Example:
+        >>> last_layer_of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), nn.Identity()))
+        '2'
+    """
+    if (name := classifier_of(module)) is not None:
+        return name
+    return next((name for name, layer in [*module.named_modules()][::-1] if isinstance(layer, nn.Linear)), None)
+
+
 class GrowingHead(nn.Module):
     """A linear classifier that gets a row of weights for a class when the class is first seen.
 

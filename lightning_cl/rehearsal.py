@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Generator, Tensor
+from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
 from lightning_cl.callback import (
@@ -23,7 +24,7 @@ from lightning_cl.callback import (
 )
 from lightning_cl.forwards import scores_in
 from lightning_cl.memory import Memory, deal, share
-from lightning_cl.stream import StreamBatch
+from lightning_cl.stream import StreamBatch, StreamDataModule
 from lightning_cl.utilities import at_least_float32, default_seed, derive_seed, evaluating
 
 LOGITS = "logits"
@@ -123,6 +124,8 @@ class RehearsalCallback(ContinualCallback):
         self.batch_size = batch_size
         self.policy = policy
         self.insert_epochs = insert_epochs
+        if not isinstance(storage, Storage | None):
+            raise TypeError(f"`storage` must be a Storage, as Storage(sharing='sharded'), got {storage!r}.")
         self.storage = storage or Storage()
         self.seed = default_seed(seed)
         self.unpack = unpack
@@ -215,6 +218,8 @@ class RehearsalCallback(ContinualCallback):
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1 and self.storage.file and self.storage.sharing == "replicated":
             raise ValueError("`storage.sharing` must be 'sharded' for a `storage.file` with several processes.")
+        if self.insert_epochs == "end" and without_boundaries(trainer):
+            raise ValueError("`insert_epochs` must be 'first' or 'all' in a stream without boundaries, got 'end'.")
         if self.storage.sharing == "sharded" and self.capacity < trainer.world_size:
             raise ValueError(f"`capacity` must be {trainer.world_size} or more, one for each process.")
 
@@ -301,6 +306,12 @@ class RehearsalCallback(ContinualCallback):
         self._draws = state_dict["draws"]
 
 
+def without_boundaries(trainer: Trainer) -> bool:
+    """Whether the whole stream is one experience, in which no method is told where a part of it ends."""
+    stream = getattr(trainer, "datamodule", None)
+    return isinstance(stream, StreamDataModule) and not stream.boundaries
+
+
 def _current(batch: Any, owner: str) -> Current:
     columns = columns_of(batch, owner)
     raw = dict(zip(columns, batch.raw, strict=True)) if isinstance(batch, StreamBatch) else columns
@@ -374,8 +385,8 @@ class LossRehearsal(RehearsalCallback):
         return self.draw(trainer, count)
 
     def replay_loss(self, pl_module: LightningModule, replayed: Sequence[Replayed], outputs: Any) -> Tensor:
-        """Return what is added to the loss ``outputs`` of ``training_step``, a scalar."""
-        raise NotImplementedError(f"{type(self).__name__} has no `replay_loss`.")
+        """Return what is added to the loss ``outputs`` of ``training_step``, a scalar: here the cross-entropy."""
+        return cross_entropy(replayed[0].scores, replayed[0].y)
 
     @override
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:

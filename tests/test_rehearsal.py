@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, StackDataset
 
 from lightning_cl import Memory, RunLogger, rehearsal
-from lightning_cl.callbacks import DER, GDumb, Replay
+from lightning_cl.callbacks import DER, ERACE, GDumb, Replay
 from lightning_cl.rehearsal import Storage
 from lightning_cl.utilities import derive_seed
 from tests.helpers.contracts import (
@@ -218,3 +218,13 @@ def test_task_labels_are_replayed_as_they_are() -> None:
     assert len(x) == len(y) == len(task) == 16
     assert task.dtype == torch.int64
     assert torch.equal(task, y // 2)
+
+
+def test_what_nothing_would_come_of_is_refused() -> None:
+    online = {"stream": TinyStream(boundaries=False)}
+    with pytest.raises(ValueError, match="`insert_epochs` must be 'first' or 'all' in a stream without boundaries"):
+        learn([Replay(10, insert_epochs="end")], **online)
+    with pytest.raises(ValueError, match="`task_free` must be True in a stream without boundaries"):
+        learn([ERACE(10)], **online)
+    with pytest.raises(TypeError, match=r"`storage` must be a Storage, as Storage\(sharing='sharded'\), got {"):
+        Replay(storage={"sharing": "sharded"})

@@ -6,11 +6,20 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.nn import functional as F
 from typing_extensions import override
 
 from lightning_cl.callback import Unpack, gather_rows
-from lightning_cl.rehearsal import Current, Epochs, ForwardOf, LossRehearsal, Replayed, Storage, as_float32, beside
+from lightning_cl.rehearsal import (
+    Current,
+    Epochs,
+    ForwardOf,
+    LossRehearsal,
+    Replayed,
+    Storage,
+    as_float32,
+    beside,
+    without_boundaries,
+)
 
 Absent = Literal["seen", "all"]
 MASKED = -1e9
@@ -97,6 +106,12 @@ class ERACE(LossRehearsal):
         self._present = self.seen
 
     @override
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().check(trainer, pl_module)
+        if not self.task_free and without_boundaries(trainer):
+            raise ValueError("`task_free` must be True in a stream without boundaries, or nothing is ever masked.")
+
+    @override
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, batch: Any, current: Current) -> None:
         super().rehearse(trainer, pl_module, batch, current)
         if self.batch_size == 0:
@@ -115,7 +130,7 @@ class ERACE(LossRehearsal):
 
     @override
     def replay_loss(self, pl_module: LightningModule, replayed: Sequence[Replayed], outputs: Any) -> Tensor:
-        return beside(outputs, F.cross_entropy(replayed[0].scores, replayed[0].y), self.loss)
+        return beside(outputs, super().replay_loss(pl_module, replayed, outputs), self.loss)
 
     @override
     def consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,16 +1,15 @@
 """Maximally interfered retrieval (MIR): replay the samples that the coming step would harm most."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
 from lightning_cl.callback import Unpack, mean_gradients, scores_aside
-from lightning_cl.rehearsal import Current, Epochs, ForwardOf, LossRehearsal, Replayed, Storage
+from lightning_cl.rehearsal import Current, Epochs, ForwardOf, LossRehearsal, Storage
 
 
 class MIR(LossRehearsal):
@@ -105,7 +104,3 @@ class MIR(LossRehearsal):
                 for weights in (after, None)
             ]
         return losses[0] - losses[1]
-
-    @override
-    def replay_loss(self, pl_module: LightningModule, replayed: Sequence[Replayed], outputs: Any) -> Tensor:
-        return F.cross_entropy(replayed[0].scores, replayed[0].y)

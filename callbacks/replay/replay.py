@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.nn import functional as F
 from typing_extensions import override
 
 from lightning_cl.callback import Unpack, columns_of, prepared, replace_columns
@@ -153,4 +152,4 @@ class Replay(LossRehearsal):
     @override
     def replay_loss(self, pl_module: LightningModule, replayed: Sequence[Replayed], outputs: Any) -> Tensor:
         assert self.loss != "joint"
-        return beside(outputs, F.cross_entropy(replayed[0].scores, replayed[0].y), self.loss)
+        return beside(outputs, super().replay_loss(pl_module, replayed, outputs), self.loss)

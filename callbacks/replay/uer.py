@@ -1,6 +1,5 @@
 """UER: current samples learn by the angle to the class weights only, replayed ones by angle and norm."""
 
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,8 +9,8 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from lightning_cl.callback import Unpack
-from lightning_cl.heads import classifier_of
-from lightning_cl.rehearsal import Epochs, ForwardOf, LossRehearsal, Replayed, Storage, as_float32
+from lightning_cl.heads import last_layer_of
+from lightning_cl.rehearsal import Epochs, ForwardOf, LossRehearsal, Storage, as_float32
 
 Reading = Literal["cosine", "dot"]
 
@@ -115,10 +114,8 @@ class UER(LossRehearsal):
     def _layer(self, pl_module: LightningModule) -> nn.Linear:
         """The last layer."""
         layers = dict(pl_module.named_modules())
-        name = classifier_of(pl_module) if self.head is None else self.head
-        if name is None:
-            name = next((n for n in reversed(layers) if isinstance(layers[n], nn.Linear)), "")
-        layer = layers.get(name)
+        name = last_layer_of(pl_module) if self.head is None else self.head
+        layer = layers.get(name or "")
         layer = getattr(layer, "linear", layer)  # of a head that grows
         if not isinstance(layer, nn.Linear):
             raise ValueError(f"`head` must name the last layer, an nn.Linear, got {name!r} ({type(layer).__name__}).")
@@ -168,7 +165,3 @@ class UER(LossRehearsal):
             return super().replayed_output(pl_module, x)
         finally:
             self._replaying = False
-
-    @override
-    def replay_loss(self, pl_module: LightningModule, replayed: Sequence[Replayed], outputs: Any) -> Tensor:
-        return F.cross_entropy(replayed[0].scores, replayed[0].y)
